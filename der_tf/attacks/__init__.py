@@ -1,0 +1,34 @@
+"""Attacks by name: ``attacks.get("pgd", epsilon=8 / 255, steps=20)(model, x, y)``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from der_tf.attacks.base import Attack
+from der_tf.attacks.gradient import FGSM, MIM, NFGSM, PGD, RSFGSM, TRADES
+from der_tf.configurable import create
+
+__all__ = ["FGSM", "MIM", "NFGSM", "PGD", "RSFGSM", "TRADES", "Attack", "get", "names"]
+
+_ATTACKS: dict[str, type[Attack]] = {
+    "fgsm": FGSM,
+    "rs_fgsm": RSFGSM,
+    "n_fgsm": NFGSM,
+    "pgd": PGD,
+    "mim": MIM,
+    "trades": TRADES,
+}
+
+
+def names() -> list[str]:
+    """Names that :func:`get` knows."""
+    return list(_ATTACKS)
+
+
+def get(name: str, **config: Any) -> Attack:
+    """The attack of this name with this configuration.
+
+    Raises:
+        ValueError: for an unknown name or option, or a value out of its range.
+    """
+    return create("attack", _ATTACKS, name, config)

@@ -1,0 +1,147 @@
+"""What every attack is: an immutable configuration called as ``attack(model, x, y) -> x*``."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from der_tf.attacks import geometry
+from der_tf.configurable import Configurable
+
+Model = Callable[[tf.Tensor], tf.Tensor]
+
+
+def logits_function(model: Any, training: bool) -> Model:
+    """``model`` as a function images -> logits in the given mode that leaves no trace in it.
+
+    A Keras model in training mode runs in a ``StatelessScope``: its batch statistics are used,
+    and the updates of its moving statistics (and random states) are dropped. Other callables
+    are called as they are; ``training`` does not reach them.
+    """
+    if not isinstance(model, keras.Model):
+        return model
+    if not training:
+        return functools.partial(model, training=False)
+
+    def in_training_mode(images: tf.Tensor) -> tf.Tensor:
+        with keras.StatelessScope():
+            return model(images, training=True)
+
+    return in_training_mode
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attack(Configurable):
+    """Base of all attacks.
+
+    Args:
+        epsilon: radius of the ball, in pixels of [0, 1]. Default 8/255.
+        norm: ``"linf"`` (default) or ``"l2"``.
+        targeted: False (default): y are the true labels to leave. True: y are the labels to reach.
+        training: the mode Keras models run in during the attack. False (default): inference, batch
+            norm uses its moving statistics. True: batch statistics, as the reference codes of
+            fast and PGD adversarial training do. Moving statistics never change either way.
+        seed: makes the random parts repeatable: equal seeds and inputs give equal results.
+            Default None: fresh draws at every call, under ``tf.random.set_seed``.
+
+    Raises:
+        ValueError: for a value out of its range.
+    """
+
+    epsilon: float = 8 / 255
+    norm: str = "linf"
+    targeted: bool = False
+    training: bool = False
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        self._require("epsilon", "a finite number >= 0", lambda v: np.isfinite(v) and v >= 0)
+        self._require("norm", "'linf' or 'l2'", lambda v: v in geometry.NORMS)
+
+    def _require(self, field: str, accepted: str, fits: Callable[[Any], bool]) -> None:
+        value = getattr(self, field)
+        try:
+            fine = bool(fits(value))
+        except TypeError:
+            fine = False
+        if not fine:
+            raise ValueError(f"{type(self).__name__}: {field} is {accepted}; received {value!r}")
+
+    @property
+    def radius(self) -> float:
+        """Radius of the ball that results lie in, in pixels of [0, 1]."""
+        return self.epsilon
+
+    def __call__(self, model: Model, x: Any, y: Any) -> tf.Tensor:
+        """Adversarial counterparts of ``x``.
+
+        Called eagerly, the attack is compiled once a model and image shape, whatever the batch
+        size; inside a ``tf.function`` it becomes part of that function.
+
+        Args:
+            model: images ``[B, H, W, C]`` -> logits ``[B, K]``: a Keras model or any callable.
+            x: ``[B, H, W, C]`` float32 images in [0, 1].
+            y: ``[B]`` integer labels: the true ones, or the wanted ones of a targeted attack.
+
+        Returns:
+            ``[B, H, W, C]`` float32, inside the ball and [0, 1] exactly.
+
+        Raises:
+            ValueError: when the images are not in [0, 1], or the labels do not fit the images.
+        """
+        if tf.inside_function():
+            return self.perturb(
+                model, tf.cast(x, tf.float32), tf.cast(y, tf.int32), self._new_seed()
+            )
+        x, y = _checked(x, y)
+        return _compiled(self, model, tuple(x.shape[1:]))(x, y, self._new_seed())
+
+    def perturb(self, model: Model, x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """The attack as graph code, with the random seed (int32 ``[2]``) given by the caller."""
+        moved = self._search(logits_function(model, self.training), x, y, seed)
+        return tf.stop_gradient(geometry.into_ball(x, moved, self.radius, self.norm))
+
+    def _search(self, model: Model, x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Adversarial images in the ball, up to rounding."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it searches")
+
+    def _new_seed(self) -> tf.Tensor:
+        if self.seed is None:
+            return tf.random.uniform([2], maxval=np.iinfo(np.int32).max, dtype=tf.int32)
+        return tf.constant([self.seed, 0], tf.int32)
+
+
+def _checked(x: Any, y: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    x = tf.cast(tf.convert_to_tensor(x), tf.float32)
+    y = tf.convert_to_tensor(y)
+    if y.shape.rank != 1 or not y.dtype.is_integer or x.shape.rank < 2 or len(x) != len(y):
+        raise ValueError(
+            "an attack takes images [B, H, W, C] and integer labels [B]; received images of shape "
+            f"{tuple(x.shape)} and {y.dtype.name} labels of shape {tuple(y.shape)}"
+        )
+    if tf.size(x) > 0 and not tf.reduce_all((x >= 0) & (x <= 1)):
+        raise ValueError(
+            "images are in [0, 1] and finite; received values from "
+            f"{tf.reduce_min(x):g} to {tf.reduce_max(x):g}"
+        )
+    return x, tf.cast(y, tf.int32)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(attack: Attack, model: Model, image_shape: tuple[int, ...]) -> Callable:
+    """One trace for an attack, a model and an image shape; the batch size is left open."""
+    return tf.function(
+        functools.partial(attack.perturb, model),
+        input_signature=[
+            tf.TensorSpec([None, *image_shape], tf.float32),
+            tf.TensorSpec([None], tf.int32),
+            tf.TensorSpec([2], tf.int32),
+        ],
+        jit_compile=False,  # on CPU, XLA makes a convolution in a while loop 11 times slower
+    )

@@ -1,0 +1,46 @@
+"""Frozen dataclasses that Keras can save: the base of attacks, objectives and regularizers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+import keras
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Configurable:
+    """A frozen dataclass whose fields are its Keras config."""
+
+    def get_config(self) -> dict[str, Any]:
+        """The fields, nested objects in Keras' serialized form."""
+        return {
+            field.name: keras.saving.serialize_keras_object(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        return cls(
+            **{
+                name: keras.saving.deserialize_keras_object(value)
+                if isinstance(value, dict)
+                else value
+                for name, value in config.items()
+            }
+        )
+
+
+def create(kind: str, registry: Mapping[str, type], name: str, config: dict[str, Any]) -> Any:
+    """Build ``registry[name](**config)``; a wrong name or option becomes one clear ValueError."""
+    if name not in registry:
+        raise ValueError(f"{kind} is one of {', '.join(sorted(registry))}; received {name!r}")
+    cls = registry[name]
+    accepted = [field.name for field in dataclasses.fields(cls)]
+    unknown = sorted(set(config) - set(accepted))
+    if unknown:
+        raise ValueError(
+            f"{kind} {name!r} accepts {', '.join(accepted)}; received {', '.join(unknown)}"
+        )
+    return cls(**config)
