@@ -75,13 +75,17 @@ class GradientAttack(Attack):
         loss = LOSSES[self.loss](labels=labels, logits=logits)
         return -loss if self.targeted else loss
 
+    def seed_of_run(self, seed: tf.Tensor, run: tf.Tensor | int) -> tf.Tensor:
+        """The seed that a restart passes to :meth:`start`, from the seed of the attack."""
+        return seed if self.restarts == 1 else tf.random.fold_in(seed, run)
+
     def _search(self, model: Model, x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         labels = model(x) if self.loss == "kl" else y
         if self.restarts == 1:
-            return self._climb(model, x, labels, seed)
+            return self._climb(model, x, labels, self.seed_of_run(seed, 0))
 
-        def another(restart, worst, worst_errs, worst_loss):
-            moved = self._climb(model, x, labels, tf.random.fold_in(seed, restart))
+        def another(run, worst, worst_errs, worst_loss):
+            moved = self._climb(model, x, labels, self.seed_of_run(seed, run))
             logits = model(moved)
             predictions = tf.argmax(logits, axis=1, output_type=tf.int32)
             errs = tf.equal(predictions, y) == self.targeted
@@ -89,7 +93,7 @@ class GradientAttack(Attack):
             worse = (errs & ~worst_errs) | ((errs == worst_errs) & (loss > worst_loss))
             pick = tf.reshape(worse, [-1] + [1] * (x.shape.rank - 1))
             return (
-                restart + 1,
+                run + 1,
                 tf.where(pick, moved, worst),
                 errs | worst_errs,
                 tf.where(worse, loss, worst_loss),
@@ -150,7 +154,7 @@ class RSFGSM(GradientAttack):
 @register
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NFGSM(RSFGSM):
-    """N-FGSM (de Jorge et al., 2022): stronger noise, one step from it, no clip to the epsilon ball.
+    """N-FGSM (de Jorge et al., 2022): stronger noise, one step from it, no clip to epsilon.
 
     Results lie within :attr:`radius` = noise_scale epsilon + step_size of x, not within epsilon.
 

@@ -1,0 +1,1 @@
+"""Adversarial training: the Keras model, outer losses and penalties."""

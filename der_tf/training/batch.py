@@ -1,0 +1,112 @@
+"""One training batch with its forward passes, each taken when it is first read."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import tensorflow as tf
+
+from der_tf.attacks import Attack, geometry
+from der_tf.attacks.gradient import GradientAttack
+
+
+class TrainingBatch:
+    """Images, their adversarial counterparts and the logits of both, under the caller's tape.
+
+    The passes are lazy, so that a natural (or start, or interior) pass costs nothing unless an
+    objective or a regularizer reads it, and shared by all who do.
+
+    Attributes:
+        network: the Keras model images -> logits being trained.
+        step: int, optimizer steps taken so far.
+        x: ``[B, H, W, C]`` natural images.
+        y: ``[B]`` int32 labels.
+        attack: the training attack, or None.
+        seed: int32 ``[2]`` for the random parts of this batch.
+        adversarial: ``[B, H, W, C]``, x*; set by the train step once the attack has run.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        *,
+        attack: Any = None,
+        seed: tf.Tensor,
+        step: tf.Tensor,
+    ) -> None:
+        self.network = network
+        self.x = x
+        self.y = y
+        self.attack = attack
+        self.seed = seed
+        self.step = step
+        self.adversarial = x
+
+    def run_attack(self) -> None:
+        """Set :attr:`adversarial`. Nothing of the attack is recorded on the caller's tape."""
+        if isinstance(self.attack, Attack):
+            self.adversarial = self.attack.perturb(self.network, self.x, self.y, self.seed)
+        elif self.attack is not None:
+            self.adversarial = tf.stop_gradient(self.attack(self.network, self.x, self.y))
+
+    def run_attack_on(self, tape: tf.GradientTape) -> None:
+        """Run a single-step attack on a persistent tape, keeping the pass through its start.
+
+        :attr:`start_logits` is then that very pass: the penalty on it needs no other.
+        """
+        tape.watch(self.start)
+        loss = self.attack.loss_of(self.y, self.start_logits)
+        with tape.stop_recording():
+            gradient = tape.gradient(loss, self.start)
+            # The loss carries the sign of a targeted attack already.
+            moved = self.attack.step(self.x, self.start, gradient)
+            self.adversarial = geometry.into_ball(
+                self.x, moved, self.attack.radius, self.attack.norm
+            )
+
+    @functools.cached_property
+    def start(self) -> tf.Tensor:
+        """``[B, H, W, C]``, where the (first run of the) attack started."""
+        if not isinstance(self.attack, GradientAttack):
+            raise ValueError(
+                "reference='start' needs an attack with a start, such as rs_fgsm or pgd; "
+                f"received {self.attack!r}"
+            )
+        seed = self.attack.seed_of_run(self.seed, 0)
+        return tf.stop_gradient(self.attack.start(self.x, seed))
+
+    @functools.cached_property
+    def interior(self) -> tf.Tensor:
+        """``[B, H, W, C]``, x + u (x* - x) with u uniform in [0, 1] for each sample."""
+        shape = [tf.shape(self.x)[0]] + [1] * (self.x.shape.rank - 1)
+        share = tf.random.stateless_uniform(shape, tf.random.fold_in(self.seed, 1))
+        return self.x + share * (self.adversarial - self.x)
+
+    @functools.cached_property
+    def natural_logits(self) -> tf.Tensor:
+        """``[B, K]`` logits of x in training mode; without an attack, those of x*."""
+        if self.attack is None:
+            return self.adversarial_logits
+        return self.network(self.x, training=True)
+
+    @functools.cached_property
+    def start_logits(self) -> tf.Tensor:
+        """``[B, K]`` logits of the attack's start in training mode."""
+        return self.network(self.start, training=True)
+
+    @functools.cached_property
+    def interior_logits(self) -> tf.Tensor:
+        """``[B, K]`` logits of the interior point in training mode."""
+        return self.network(self.interior, training=True)
+
+    @functools.cached_property
+    def adversarial_logits(self) -> tf.Tensor:
+        """``[B, K]`` logits of x* in training mode."""
+        return self.network(self.adversarial, training=True)
+
+    def has(self, name: str) -> bool:
+        """Whether a lazy value, such as ``"natural_logits"``, has been computed."""
+        return name in self.__dict__

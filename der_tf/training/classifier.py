@@ -1,0 +1,276 @@
+"""RobustClassifier: adversarial training as a Keras model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from der_tf import attacks, energy
+from der_tf.attacks import Attack
+from der_tf.attacks.base import logits_function
+from der_tf.attacks.gradient import PGD, GradientAttack
+from der_tf.training import objectives
+from der_tf.training.batch import TrainingBatch
+from der_tf.training.objectives import Objective
+from der_tf.training.regularizers import Regularizer
+
+
+@keras.saving.register_keras_serializable("der_tf")
+class RobustClassifier(keras.Model):
+    """A classifier trained on adversarial images, with its energies as metrics.
+
+    >>> model = RobustClassifier(network, attack="rs_fgsm", regularizers=[DeltaEnergy(10.0)])
+    >>> model.compile(optimizer="sgd")
+    >>> model.fit(train_dataset, validation_data=validation_dataset)
+
+    The loss is ``objective + sum of regularizers`` (give none to ``compile``). Its metrics, each
+    also as ``val_``: ``loss``, ``clean_accuracy``, ``robust_accuracy``, and the means of
+    ``delta_marginal_energy`` dE(x), ``delta_joint_energy`` dE(x, y) and ``abnormal_fraction``
+    (arXiv 2505.22486). In training, ``robust_accuracy`` is measured on the training attack in
+    training mode; those that compare with natural images are measured on every batch whose
+    natural pass the loss takes anyway, else on the first batch of an epoch and every
+    ``natural_metrics_every``-th optimizer step. In ``evaluate``, all are measured on every batch
+    in inference mode under ``evaluation_attack``, and ``loss`` is the objective alone.
+
+    All randomness of a training step is a function of (seed, optimizer step, replica).
+
+    Args:
+        network: Keras model, images float32 ``[B, H, W, C]`` in [0, 1] -> logits ``[B, K]``.
+        attack: training attack: a name, an :class:`~der_tf.attacks.Attack`, any callable
+            ``attack(model, x, y) -> x*``, or None (default) for natural training.
+        objective: outer loss: a name (default ``"madry"``) or an
+            :class:`~der_tf.training.objectives.Objective`.
+        regularizers: penalties such as :class:`~der_tf.training.regularizers.DeltaEnergy`.
+        evaluation_attack: as ``attack``. Default None: PGD-10 in the ball of the training attack,
+            in that of l-inf 8/255 for natural training; a callable of your own serves for both.
+        natural_metrics_every: see above; 0 leaves the natural metrics out of training. Default 10.
+        seed: of all random parts of training. Default 0.
+
+    Raises:
+        ValueError: for an unknown name, or labels that are not ``[B]`` integers.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        attack: Any = None,
+        objective: str | Objective = "madry",
+        regularizers: Sequence[Regularizer] = (),
+        evaluation_attack: Any = None,
+        *,
+        natural_metrics_every: int = 10,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.network = network
+        self.attack = attacks.get(attack) if isinstance(attack, str) else attack
+        self.objective = objectives.get(objective) if isinstance(objective, str) else objective
+        self.regularizers = tuple(regularizers)
+        if isinstance(evaluation_attack, str):
+            evaluation_attack = attacks.get(evaluation_attack)
+        if evaluation_attack is None:
+            evaluation_attack = self.attack or PGD()
+            if isinstance(self.attack, Attack):
+                evaluation_attack = PGD(epsilon=self.attack.epsilon, norm=self.attack.norm)
+        self.evaluation_attack = evaluation_attack
+        self.natural_metrics_every = natural_metrics_every
+        self.seed = seed
+        self.robust_accuracy = keras.metrics.Mean(name="robust_accuracy")
+        self.natural_metrics = [
+            keras.metrics.Mean(name=name)
+            for name in (
+                "clean_accuracy",
+                "delta_marginal_energy",
+                "delta_joint_energy",
+                "abnormal_fraction",
+            )
+        ]
+        if network.built:
+            self.built = True
+
+    def build(self, input_shape: Any) -> None:
+        """Build the network for images of this shape, the batch first."""
+        if not self.network.built:
+            self.network.build(input_shape)
+        self.built = True
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Logits ``[B, K]`` of images ``[B, H, W, C]`` in [0, 1]."""
+        return self.network(inputs, training=training)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """One optimizer step on the outer loss of a batch (x, y[, sample_weight])."""
+        x, y, sample_weight = self._unpack(data)
+        batch = TrainingBatch(
+            self.network,
+            x,
+            y,
+            attack=self.attack,
+            seed=self._seed(self.optimizer.iterations, training=True),
+            step=self.optimizer.iterations,
+        )
+        shares_start = self._shares_start()
+        if not shares_start:
+            batch.run_attack()
+        with tf.GradientTape(persistent=shares_start) as tape:
+            if shares_start:
+                batch.run_attack_on(tape)
+            natural = batch.natural_logits if self._needs_natural() else None
+            losses = self.objective(y, natural, batch.adversarial_logits)
+            for regularizer in self.regularizers:
+                losses += regularizer(batch)
+            loss = _mean_over_replicas(losses, sample_weight) + self._network_losses()
+            scaled = self.optimizer.scale_loss(loss)
+        weights = self.trainable_variables
+        gradients = tape.gradient(scaled, weights)
+        del tape
+        self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+
+        self._update_loss(losses, sample_weight)
+        self.robust_accuracy.update_state(_correct(y, batch.adversarial_logits))
+        if batch.has("natural_logits"):
+            self._update_natural_metrics(y, batch.natural_logits, batch.adversarial_logits)
+        elif self.natural_metrics_every:
+            self._sample_natural_metrics(batch)
+        return self._results(x, y, batch.natural_logits if self._user_metrics() else None, data)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """Metrics of a batch (x, y[, sample_weight]) under the evaluation attack."""
+        x, y, sample_weight = self._unpack(data)
+        seed = self._seed(0, training=False)
+        batch = TrainingBatch(
+            self.network, x, y, attack=self.evaluation_attack, seed=seed, step=tf.zeros([])
+        )
+        batch.run_attack()
+        natural = self(x, training=False)
+        adversarial = self(batch.adversarial, training=False)
+        self._update_loss(self.objective(y, natural, adversarial), sample_weight)
+        self.robust_accuracy.update_state(_correct(y, adversarial))
+        self._update_natural_metrics(y, natural, adversarial)
+        return self._results(x, y, natural, data)
+
+    def get_config(self) -> dict[str, Any]:
+        """What :meth:`from_config` needs; objects in Keras' serialized form."""
+        config = super().get_config()
+        for name in ("network", "attack", "objective", "regularizers", "evaluation_attack"):
+            config[name] = keras.saving.serialize_keras_object(getattr(self, name))
+        return {
+            **config,
+            "natural_metrics_every": self.natural_metrics_every,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> RobustClassifier:
+        """Rebuild from :meth:`get_config`."""
+        config = dict(config)
+        for name in ("network", "attack", "objective", "regularizers", "evaluation_attack"):
+            config[name] = keras.saving.deserialize_keras_object(
+                config[name], custom_objects=custom_objects
+            )
+        return cls(**config)
+
+    def _unpack(self, data: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if self.loss is not None:
+            raise ValueError(
+                "RobustClassifier takes its loss from objective=; compile it without a loss "
+                f"(received loss={self.loss!r})"
+            )
+        if y is None or (y.shape.rank == 2 and y.shape[1] != 1) or y.shape.rank not in (1, 2):
+            received = "no labels" if y is None else f"labels of shape {tuple(y.shape)}"
+            raise ValueError(f"labels are integers of shape [B]; received {received}")
+        return tf.cast(x, tf.float32), tf.cast(tf.reshape(y, [-1]), tf.int32), sample_weight
+
+    def _seed(self, step: Any, *, training: bool) -> tf.Tensor:
+        seed = tf.constant([self.seed, int(training)], tf.int32)
+        seed = tf.random.fold_in(seed, tf.cast(step, tf.int32))
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return tf.random.fold_in(seed, replica)
+
+    def _shares_start(self) -> bool:
+        """Whether the attack's first pass can serve the loss too (pilot: 7 passes, not 8).
+
+        That takes a single step from one start, climbing a loss of logits alone, in the mode
+        of the outer pass.
+        """
+        return (
+            any(regularizer.reads_start for regularizer in self.regularizers)
+            and isinstance(self.attack, GradientAttack)
+            and self.attack.gradients == 1
+            and self.attack.restarts == 1
+            and self.attack.loss != "kl"
+            and self.attack.training
+        )
+
+    def _user_metrics(self) -> bool:
+        return self._compile_metrics is not None
+
+    def _needs_natural(self) -> bool:
+        # Without an attack the natural logits are those of x*: they cost nothing.
+        return self.objective.needs_natural or self._user_metrics() or self.attack is None
+
+    def _network_losses(self) -> tf.Tensor | float:
+        """Losses of layers (kernel regularizers and such); each replica adds its share."""
+        if not self.losses:
+            return 0.0
+        return tf.add_n(self.losses) / tf.distribute.get_strategy().num_replicas_in_sync
+
+    def _update_loss(self, losses: tf.Tensor, sample_weight: tf.Tensor | None) -> None:
+        if sample_weight is not None:
+            losses *= tf.cast(tf.reshape(sample_weight, [-1]), losses.dtype)
+        if self.losses:
+            losses += tf.add_n(self.losses)
+        self._loss_tracker.update_state(losses)
+
+    def _update_natural_metrics(self, y: tf.Tensor, natural: tf.Tensor, adv: tf.Tensor) -> None:
+        values = (
+            _correct(y, natural),
+            energy.delta_energy(natural, adv),
+            energy.delta_energy(natural, adv, y),
+            energy.abnormal(natural, adv, y),
+        )
+        for metric, value in zip(self.natural_metrics, values, strict=True):
+            metric.update_state(tf.cast(value, tf.float32))
+
+    def _sample_natural_metrics(self, batch: TrainingBatch) -> None:
+        """Measure on some batches: a pass for the metrics alone on every one costs up to 20 %."""
+        due = tf.equal(self.optimizer.iterations % self.natural_metrics_every, 0)
+        none_yet = tf.equal(self.natural_metrics[0].count, 0)
+        adversarial = tf.stop_gradient(batch.adversarial_logits)
+
+        def measure() -> tf.Tensor:
+            natural = logits_function(self.network, training=True)(batch.x)
+            self._update_natural_metrics(batch.y, natural, adversarial)
+            return tf.constant(True)
+
+        tf.cond(due | none_yet, measure, lambda: tf.constant(False))
+
+    def _results(self, x: Any, y: Any, natural: Any, data: Any) -> dict[str, Any]:
+        if natural is not None and self._user_metrics():
+            _, _, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            self._compile_metrics.update_state(y, natural, sample_weight)
+        return self.get_metrics_result()
+
+
+def _correct(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), y), tf.float32)
+
+
+def _mean_over_replicas(losses: tf.Tensor, sample_weight: tf.Tensor | None) -> tf.Tensor:
+    """This replica's share of the mean over the global batch.
+
+    Keras sums gradients over replicas. Dividing by the global count, not by the local one and the
+    number of replicas, keeps an uneven last batch exact.
+    """
+    if sample_weight is not None:
+        losses *= tf.cast(tf.reshape(sample_weight, [-1]), losses.dtype)
+    count = tf.cast(tf.shape(losses)[0], losses.dtype)
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync > 1:
+        count = context.all_reduce(tf.distribute.ReduceOp.SUM, count)
+    return tf.reduce_sum(losses) / count
