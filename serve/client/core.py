@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,23 +57,23 @@ class TLS:
         server_name: name in the server's certificate, where it is not the target's.
     """
 
-    ca: str | None = None
-    certificate: str | None = None
-    key: str | None = None
+    ca: str | os.PathLike[str] | None = None
+    certificate: str | os.PathLike[str] | None = None
+    key: str | os.PathLike[str] | None = None
     server_name: str | None = None
 
     def credentials(self) -> grpc.ChannelCredentials:
         if (self.certificate is None) != (self.key is None):
             raise ValueError(
-                f"a client certificate and its key come together; received "
-                f"certificate={self.certificate!r}, key={self.key!r}"
+                "a client certificate and its key come together; received "
+                f"certificate {self.certificate}, key {self.key}"
             )
         return grpc.ssl_channel_credentials(
             _read(self.ca), _read(self.key), _read(self.certificate)
         )
 
 
-def _read(path: str | None) -> bytes | None:
+def _read(path: str | os.PathLike[str] | None) -> bytes | None:
     if path is None:
         return None
     with open(path, "rb") as file:
