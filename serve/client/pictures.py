@@ -20,24 +20,24 @@ def read(paths: Sequence[Path], metadata: Metadata, signature: str) -> np.ndarra
     Raises:
         ValueError: the model takes no such images.
     """
-    spec = (
-        metadata.signatures[signature].inputs.get("images")
-        if (signature in metadata.signatures)
-        else None
-    )
-    if spec is None or spec.shape is None or len(spec.shape) != 4 or spec.shape[3] not in _MODES:
+    entry = metadata.signatures.get(signature)
+    spec = entry.inputs.get("images") if entry else None
+    if spec is None or spec.shape is None or len(spec.shape) != 4:
         raise ValueError(
-            f"model {metadata.model} has no signature {signature!r} with images [B, H, W, C]; "
-            f"it has {', '.join(metadata.signatures)}"
+            f"model {metadata.model} has no signature {signature!r} that takes images "
+            f"[B, H, W, C]; its signatures are {', '.join(metadata.signatures)}"
         )
     _, height, width, channels = spec.shape
+    if channels is None or channels not in _MODES:
+        raise ValueError(f"model {metadata.model} takes {spec}: not the channels of image files")
     arrays = []
     for path in paths:
         with Image.open(path) as image:
             picture = image.convert(_MODES[channels])
         if height and width and picture.size != (width, height):
             picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-        arrays.append(np.asarray(picture, np.float32).reshape(*picture.size[::-1], channels) / 255)
+        pixels = np.asarray(picture, np.float32) / 255
+        arrays.append(pixels.reshape(*pixels.shape[:2], -1))
     return np.stack(arrays)
 
 
@@ -47,7 +47,7 @@ def _to_image(pixels: np.ndarray) -> Image.Image:
 
 
 def write_grid(path: Path, images: np.ndarray, columns: int | None) -> None:
-    """Write ``[B, H, W, C]`` images as one picture, near square unless ``columns`` says otherwise."""
+    """Write ``[B, H, W, C]`` images as one picture, ``columns`` wide or near square."""
     count, height, width, channels = images.shape
     columns = columns or int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
