@@ -1,0 +1,134 @@
+"""What is done beside the training steps so that a run can stop and go on at any moment."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from der_tf.files import replacing
+from der_tf.training.averages import averaged_weights
+from der_tf.training.checkpoints import Checkpoints
+from der_tf.training.faults import RunError, Signals, writing
+
+
+class StopOnNonFinite(keras.callbacks.Callback):
+    """Ends training with a RunError when the loss is NaN or infinite."""
+
+    def on_train_batch_end(self, batch, logs=None) -> None:
+        loss = float((logs or {})["loss"])
+        if math.isfinite(loss):
+            return
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        # The optimizer has counted this step already; its rate was that of the count before.
+        step = int(optimizer.iterations.numpy()) - 1
+        rate = optimizer._learning_rate
+        rate = float(rate(step) if callable(rate) else rate)
+        raise RunError(
+            f"the loss became {loss} at step {step} with learning rate {rate:.4g}; the last good "
+            "checkpoint is kept; a lower --learning-rate or --der-weight may help"
+        )
+
+
+class SaveBest(keras.callbacks.Callback):
+    """Saves the network when the validation robust accuracy is higher than ever before.
+
+    Saved is the network alone, images in [0, 1] -> logits, with averaged weights where the
+    optimizer keeps them: it loads without this package's training code.
+    """
+
+    def __init__(self, path: Path, checkpoints: Checkpoints) -> None:
+        super().__init__()
+        self._path = path
+        self._checkpoints = checkpoints
+
+    def on_epoch_end(self, epoch, logs=None) -> None:
+        value = (logs or {})["val_robust_accuracy"]
+        if value > self._checkpoints.best:
+            save_network(self.model, self._path)
+            self._checkpoints.best = value
+
+
+def save_network(model: keras.Model, path: Path) -> None:
+    """Write ``model.network`` with averaged weights, whole or not at all."""
+    with writing(path), replacing(path) as temporary, averaged_weights(model):
+        model.network.save(temporary)
+
+
+class SaveState(keras.callbacks.Callback):
+    """Saves the state at the end of every epoch and every few minutes, and asks for signals.
+
+    Put it last in the list: what the other callbacks do at the end of an epoch must be done
+    before the state says that the epoch is over. When ``fit`` ends with
+    :class:`~der_tf.training.faults.Interrupted`, call :meth:`save_position`.
+
+    Args:
+        checkpoints: where the state goes, restored already.
+        signals: asked after every batch; ``fit`` runs within its ``deferred()``.
+        minutes: save within an epoch when this much time has passed since the last; 0: never.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        signals: Signals,
+        minutes: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self._checkpoints = checkpoints
+        self._signals = signals
+        self._seconds = 60 * minutes
+        self._clock = clock
+        # Keras sets the sums of the metrics to zero when an epoch begins and again when it is
+        # validated; an epoch that goes on in the middle goes on with those it had.
+        self._sums: list[np.ndarray] | None = None
+
+    def set_model(self, model) -> None:
+        super().set_model(model)
+        self._sums = self._metric_sums() if self._checkpoints.step else None
+
+    def on_train_begin(self, logs=None) -> None:
+        self._saved_at = self._clock()
+
+    def on_epoch_begin(self, epoch, logs=None) -> None:
+        self._epoch = epoch
+        self._first = self._step = self._checkpoints.step if self._sums else 0
+        self._restore_sums()
+
+    def on_train_batch_end(self, batch, logs=None) -> None:
+        self._step = self._first + batch + 1
+        self._signals.check()
+        if self._seconds and self._clock() - self._saved_at >= self._seconds:
+            self.save_position()
+
+    def on_test_begin(self, logs=None) -> None:
+        self._sums = self._metric_sums()
+
+    def on_test_batch_end(self, batch, logs=None) -> None:
+        self._signals.check()
+
+    def on_epoch_end(self, epoch, logs=None) -> None:
+        self._sums = None
+        self._checkpoints.save(epoch + 1, 0)
+        self._saved_at = self._clock()
+
+    def save_position(self) -> None:
+        """Save where training stands: within an epoch, or at the end of one not yet validated."""
+        self._restore_sums()
+        self._checkpoints.save(self._epoch, self._step)
+        self._saved_at = self._clock()
+
+    def _metric_sums(self) -> list[np.ndarray]:
+        return [keras.ops.convert_to_numpy(v) for v in self.model.metrics_variables]
+
+    def _restore_sums(self) -> None:
+        if self._sums is not None:
+            for variable, value in zip(self.model.metrics_variables, self._sums, strict=True):
+                variable.assign(value)
+            self._sums = None

@@ -1,0 +1,120 @@
+"""The whole state of a training, saved so that the rest of it can be repeated bit for bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from der_tf.training.faults import RunError, writing
+
+
+class Checkpoints:
+    """Saves and restores model, optimizer, metrics and the position in the data.
+
+    ``tf.train.CheckpointManager`` writes a checkpoint under temporary names and then replaces its
+    index file ``checkpoint`` in one step, so that a process killed at any moment leaves the last
+    complete checkpoint as the latest. The variables are saved as a flat list: one of another
+    length or with other shapes fails, where an object graph would restore the part that fits.
+
+    Args:
+        directory: where the checkpoints lie; made when the first is saved.
+        model: a compiled ``keras.Model`` with a built optimizer.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], model: keras.Model) -> None:
+        self.directory = Path(directory)
+        variables = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
+        self._variables = [variable.value for variable in variables]
+        self._epoch = tf.Variable(0, dtype=tf.int64)
+        self._step = tf.Variable(0, dtype=tf.int64)
+        self._best = tf.Variable(-np.inf, dtype=tf.float64)
+        self._checkpoint = tf.train.Checkpoint(
+            variables=self._variables, epoch=self._epoch, step=self._step, best=self._best
+        )
+        self._manager = tf.train.CheckpointManager(
+            self._checkpoint, str(self.directory), max_to_keep=2, checkpoint_name="state"
+        )
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the state saved or restored last, from 0."""
+        return int(self._epoch.numpy())
+
+    @property
+    def step(self) -> int:
+        """Batches of that epoch that it has seen."""
+        return int(self._step.numpy())
+
+    @property
+    def best(self) -> float:
+        """Best validation robust accuracy so far; -inf before the first epoch's end."""
+        return float(self._best.numpy())
+
+    @best.setter
+    def best(self, value: float) -> None:
+        self._best.assign(value)
+
+    @property
+    def latest(self) -> str | None:
+        """Path prefix of the latest complete checkpoint."""
+        return self._manager.latest_checkpoint
+
+    def save(self, epoch: int, step: int) -> None:
+        """Save the state after ``step`` batches of epoch ``epoch``.
+
+        Raises:
+            RunError: when a weight is not finite, or the disk refuses.
+        """
+        for variable in self._variables:
+            if variable.dtype.is_floating and not np.all(np.isfinite(_value(variable))):
+                raise RunError(f"a weight became NaN or infinite by epoch {epoch + 1}, step {step}")
+        before = (self.epoch, self.step)
+        self._epoch.assign(epoch)
+        self._step.assign(step)
+        kept = f"the state after epoch {before[0]}, step {before[1]} is kept" if self.latest else ""
+        with writing(self.directory, kept):
+            self._manager.save()
+
+    def restore(self) -> bool:
+        """Restore the latest complete checkpoint; False when there is none.
+
+        Also removes what a killed process left half written.
+
+        Raises:
+            RunError: when no checkpoint fits this model or none is readable.
+        """
+        if not self.directory.exists():
+            return False
+        with writing(self.directory):
+            self._sweep()
+        failure: Exception | None = None
+        for path in reversed(self._manager.checkpoints):
+            try:
+                self._checkpoint.restore(path).assert_consumed()
+                return True
+            except (AssertionError, ValueError, tf.errors.OpError) as error:
+                failure = failure or error
+        if failure is not None:
+            raise RunError(
+                f"no checkpoint in {self.directory} can be restored: {str(failure).splitlines()[0]}"
+            ) from failure
+        return False
+
+    def _sweep(self) -> None:
+        complete = {Path(path).name for path in self._manager.checkpoints}
+        for entry in self.directory.iterdir():
+            if entry.name == "checkpoint" or entry.stem in complete:
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+def _value(variable: tf.Variable) -> np.ndarray:
+    return keras.ops.convert_to_numpy(variable)

@@ -1,0 +1,94 @@
+"""What can end a training early: a signal, a loss that is no number, a disk that takes no more."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+
+class RunError(RuntimeError):
+    """A run cannot go on; the message is the one line to show."""
+
+
+class Interrupted(RunError):
+    """SIGTERM or SIGINT arrived."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.signal_number = signal_number
+
+
+class Signals:
+    """Turns SIGTERM and SIGINT into :class:`Interrupted`, at once or where the work allows it.
+
+    Within :meth:`deferred` a signal is only noted, until :meth:`check` is called; elsewhere it
+    raises immediately. A second SIGINT always raises.
+    """
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._deferring = False
+
+    def __enter__(self) -> Signals:
+        self._previous = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again = self._received is not None and number == signal.SIGINT
+        self._received = number
+        if again or not self._deferring:
+            raise Interrupted(number)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Note signals instead of raising; raises at the end when one came."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+        self.check()
+
+    def check(self) -> None:
+        """Raise :class:`Interrupted` when a signal has come."""
+        if self._received is not None:
+            raise Interrupted(self._received)
+
+
+# TensorFlow's file system reports the operating system's errors as text inside its own classes.
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EFBIG), os.strerror(errno.EDQUOT))
+_REASONS = (*_FULL, os.strerror(errno.EROFS), os.strerror(errno.EACCES), os.strerror(errno.EIO))
+
+
+@contextlib.contextmanager
+def writing(what: str | os.PathLike[str], kept: str = "") -> Iterator[None]:
+    """Say in one line that a file could not be written, whichever library failed to.
+
+    Args:
+        what: the file or folder.
+        kept: what is still there, to end the line with.
+
+    Raises:
+        RunError: in place of the OSError or TensorFlow error of the block.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        text = str(error)
+        reason = next((reason for reason in _REASONS if reason in text), None)
+        if reason is None:
+            reason = (getattr(error, "strerror", None) or text).splitlines()[0]
+        raise RunError(f"cannot write {what}: {reason}{'; ' + kept if kept else ''}") from error

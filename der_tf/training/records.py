@@ -1,0 +1,185 @@
+"""What a training leaves to look at: metrics.csv, TensorBoard, lines of progress, a figure."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from der_tf import energy
+from der_tf.files import write_text
+from der_tf.training.averages import averaged_weights
+from der_tf.training.faults import writing
+
+
+class Pace(keras.callbacks.Callback):
+    """Adds ``learning_rate``, ``seconds`` and ``images_per_second`` of training to an epoch's logs.
+
+    Put it first in the list.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__()
+        self._batch_size = batch_size
+
+    def on_epoch_begin(self, epoch, logs=None) -> None:
+        self._began = self._trained = time.perf_counter()
+        self._batches = 0
+
+    def on_train_batch_end(self, batch, logs=None) -> None:
+        self._batches = batch + 1
+        self._trained = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None) -> None:
+        if logs is None:
+            return
+        seconds = self._trained - self._began
+        logs["learning_rate"] = float(
+            keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+        )
+        logs["seconds"] = time.perf_counter() - self._began
+        logs["images_per_second"] = self._batches * self._batch_size / seconds if seconds else 0.0
+
+
+class MetricsFile(keras.callbacks.Callback):
+    """Keeps ``metrics.csv``: a row an epoch, counted from 1; the file is replaced as a whole.
+
+    Args:
+        path: the file.
+        epoch: epochs done so far; rows beyond them are of a process that was killed.
+    """
+
+    def __init__(self, path: Path, epoch: int) -> None:
+        super().__init__()
+        self._path = path
+        self.rows = [row for row in read_metrics(path) if row["epoch"] <= epoch]
+
+    def on_epoch_end(self, epoch, logs=None) -> None:
+        self.rows.append({"epoch": epoch + 1, **{k: float(v) for k, v in (logs or {}).items()}})
+        text = io.StringIO()
+        table = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(self.rows)
+        with writing(self._path):
+            write_text(self._path, text.getvalue())
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv; none when there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            {name: int(value) if name == "epoch" else float(value) for name, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+class TensorBoard(keras.callbacks.Callback):
+    """Scalars of every epoch, and the distribution of dE(x) on fixed validation images.
+
+    Written directly rather than by ``keras.callbacks.TensorBoard``, which cannot take part in an
+    epoch that is resumed after its last batch and has no place for histograms of energies.
+
+    Args:
+        directory: gets the folders ``train`` and ``validation``, so that curves overlay.
+        images: ``[N, H, W, C]`` validation images.
+        labels: ``[N]``.
+        seed: of the evaluation attack, the same at every epoch.
+    """
+
+    def __init__(self, directory: Path, images: np.ndarray, labels: np.ndarray, seed: int) -> None:
+        super().__init__()
+        self._images = images
+        self._labels = labels
+        self._seed = seed
+        with writing(directory):
+            self._train = tf.summary.create_file_writer(str(directory / "train"))
+            self._validation = tf.summary.create_file_writer(str(directory / "validation"))
+
+    def on_epoch_end(self, epoch, logs=None) -> None:
+        for name, value in (logs or {}).items():
+            validated = name.startswith("val_")
+            with (self._validation if validated else self._train).as_default(step=epoch + 1):
+                tf.summary.scalar(name.removeprefix("val_"), value)
+        with self._validation.as_default(step=epoch + 1), averaged_weights(self.model):
+            for name, values in self._delta_energies().items():
+                tf.summary.histogram(name, values)
+        self._train.flush()
+        self._validation.flush()
+
+    def _delta_energies(self) -> dict[str, tf.Tensor]:
+        network = self.model.network
+        attack = dataclasses.replace(self.model.evaluation_attack, seed=self._seed)
+        natural = network(self._images, training=False)
+        adversarial = network(attack(network, self._images, self._labels), training=False)
+        return {
+            "delta_marginal_energies": energy.delta_energy(natural, adversarial),
+            "delta_joint_energies": energy.delta_energy(natural, adversarial, self._labels),
+        }
+
+
+class ProgressLines(keras.callbacks.Callback):
+    """Progress where there is no terminal to draw a bar on: a line an epoch, more if it is long.
+
+    Args:
+        epochs: of the whole run.
+        steps_per_epoch: of a whole epoch.
+        seconds: at most this much time without a line.
+        write: takes a line.
+    """
+
+    def __init__(
+        self,
+        epochs: int,
+        steps_per_epoch: int,
+        seconds: float = 30.0,
+        write: Callable[[str], None] = lambda line: print(line, flush=True),
+    ) -> None:
+        super().__init__()
+        self._epochs = epochs
+        self._steps = steps_per_epoch
+        self._seconds = seconds
+        self._write = write
+
+    def on_epoch_begin(self, epoch, logs=None) -> None:
+        self._epoch = epoch
+        self._spoke = time.monotonic()
+
+    def on_train_batch_end(self, batch, logs=None) -> None:
+        self._speak(f"batch {batch + 1} of {self.params['steps']}, {_summary(logs or {}, '')}")
+
+    def on_test_batch_end(self, batch, logs=None) -> None:
+        self._speak(f"validating, batch {batch + 1}")
+
+    def on_epoch_end(self, epoch, logs=None) -> None:
+        logs = logs or {}
+        self._write(
+            f"{self._title} {_summary(logs, '')} | validation {_summary(logs, 'val_')} | "
+            f"{logs['seconds']:.1f} s, {logs['images_per_second']:.0f} images/s"
+        )
+        self._spoke = time.monotonic()
+
+    @property
+    def _title(self) -> str:
+        return f"epoch {self._epoch + 1}/{self._epochs}:"
+
+    def _speak(self, text: str) -> None:
+        if time.monotonic() - self._spoke >= self._seconds:
+            self._write(f"{self._title} {text}")
+            self._spoke = time.monotonic()
+
+
+def _summary(logs: Mapping[str, float], prefix: str) -> str:
+    parts = []
+    for name, title in (("clean_accuracy", "clean"), ("robust_accuracy", "robust")):
+        if prefix + name in logs:
+            parts.append(f"{title} {100 * float(logs[prefix + name]):.1f} %")
+    return ", ".join([f"loss {float(logs[prefix + 'loss']):.3f}", *parts])

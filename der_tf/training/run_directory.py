@@ -1,0 +1,191 @@
+"""The folder of a run: what lies where, and whose it is. Needs no TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from der_tf.files import write_text
+from der_tf.training.recipes import Configuration, option, resolve
+
+_PACKAGES = ("der-tf", "tensorflow", "keras", "numpy", "tensorflow-datasets", "cleverhans")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+    """Paths of a run; nothing is made until it is written to."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Everything needed to repeat the run."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """A row an epoch; the columns are the metrics' names."""
+        return self.path / "metrics.csv"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """States to go on from."""
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The network of the epoch with the highest validation robust accuracy."""
+        return self.path / "best.keras"
+
+    @property
+    def last(self) -> Path:
+        """The network of the last epoch; it exists when training is finished."""
+        return self.path / "last.keras"
+
+    @property
+    def evaluation(self) -> Path:
+        """Test accuracies of the best network."""
+        return self.path / "evaluation.json"
+
+    @property
+    def figures(self) -> Path:
+        """Pictures."""
+        return self.path / "figures"
+
+    def configuration(self) -> Configuration | None:
+        """The configuration of the run that lies here; None when none does.
+
+        Raises:
+            ValueError: when config.json cannot be understood.
+        """
+        record = self.record()
+        if record is None:
+            return None
+        try:
+            stored = dict(record["configuration"])
+            stored["milestones"] = tuple(stored["milestones"])
+            return Configuration(**stored)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.config} is not a configuration of this version: {error}"
+            ) from None
+
+    def record(self) -> dict[str, Any] | None:
+        """The content of config.json; None when there is none."""
+        try:
+            return json.loads(self.config.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.config} cannot be read: {error}") from None
+
+    def write_record(self, configuration: Configuration, arguments: list[str]) -> None:
+        """Write config.json."""
+        record = {
+            "schema": 1,
+            "arguments": arguments,
+            "configuration": dataclasses.asdict(configuration),
+            "seed": configuration.seed,
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        write_text(self.config, json.dumps(record, indent=2) + "\n")
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder and keep other processes from training in it meanwhile.
+
+        A folder that is still empty at the end is removed again.
+
+        Raises:
+            OSError: when it cannot be made or written to.
+            BlockingIOError: when another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.path, os.W_OK):
+            raise PermissionError(13, os.strerror(13), str(self.path))
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            # The system releases this lock with the process, however that ends.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        finally:
+            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+
+    def set_aside(self) -> Path | None:
+        """Rename the folder, if it holds a run, so that another can take its name."""
+        if self.record() is None:
+            return None
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        old = self.path.with_name(f"{self.path.name}-before-{stamp}")
+        self.path.rename(old)
+        return old
+
+
+def default_path(configuration: Configuration) -> Path:
+    """``runs/DATASET-ATTACK-TIME``."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{configuration.name}-{stamp}"
+
+
+def configure(given: Mapping[str, Any], directory: RunDirectory | None) -> Configuration:
+    """The configuration of a new run, or that of the run to go on with.
+
+    Args:
+        given: options set by hand; None: not set. For a run to go on with, these must agree with
+            its own, and the others are taken from it.
+        directory: where a run may lie already.
+
+    Raises:
+        ValueError: when an option disagrees with the run, or does not go with the others.
+    """
+    stored = directory.configuration() if directory else None
+    if stored is None:
+        return resolve(given)
+    for name, value in given.items():
+        there = getattr(stored, name)
+        if value is not None and value != there:
+            raise ValueError(
+                f"{directory.path} holds a run with {option(name)} {there}, received "  # type: ignore[union-attr]
+                f"{option(name)} {value}; name another --run-dir, or --no-resume to set that run "
+                "aside"
+            )
+    return stored
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of this package's checkout, with ``-dirty`` for uncommitted changes; None outside."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    command += ["--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
