@@ -1,0 +1,170 @@
+"""Writes a trained classifier as a SavedModel version that TensorFlow Serving loads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from der_tf.export import model_card, versions, warmup
+from der_tf.export.signatures import Batching, Signatures
+
+
+def export(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    version: int | None = None,
+    class_names: Sequence[str] | None = None,
+    batching: bool = True,
+    max_batch_size: int = 64,
+    batch_timeout_micros: int = 0,
+    allowed_batch_sizes: Sequence[int] | None = None,
+    num_batch_threads: int = 2,
+    max_enqueued_batches: int = 256,
+    card: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes one SavedModel version, atomically: a server sees it whole or not at all.
+
+    The signatures are ``predict`` (also as ``serving_default``), ``energy``, and, for models of
+    1 or 3 channels, ``predict_bytes``. Beside the graph lie ``assets/labels.txt`` (a class name a
+    line), ``assets.extra/model_card.json`` and ``assets.extra/tf_serving_warmup_requests``. The
+    version needs neither der_tf nor Keras to run.
+
+    Args:
+        model: a Keras model, images float32 ``[B, H, W, C]`` in [0, 1] -> logits ``[B, K]``, with
+            known H, W, C and K >= 2; of a :class:`der_tf.RobustClassifier`, its network.
+        path: the model's folder, ``saved_models/NAME``; the version goes to ``path/VERSION``.
+        version: an integer of at least 1. Default None: the next free number.
+        class_names: K names. Default None: "0" to "K-1".
+        batching: False leaves the batching op out of the graph; each request runs by itself, and
+            the five numbers that follow have no effect.
+        max_batch_size: most rows the network runs on at once; larger requests are split.
+        batch_timeout_micros: how long a batch that is not full waits for more rows once a batch
+            thread is free. Default 0: requests join while the threads are busy, and a lone
+            request never waits.
+        allowed_batch_sizes: sizes that batches are padded to, increasing, the last one equal to
+            max_batch_size. Default None: the powers of two below max_batch_size, and that.
+        num_batch_threads: batches that run at the same time. Default 2.
+        max_enqueued_batches: full batches that may wait; requests beyond that are refused as
+            UNAVAILABLE. One request may hold max_batch_size * max_enqueued_batches rows.
+        card: keys to add to the model card, such as ``training`` and ``evaluation``.
+
+    Returns:
+        The version's folder.
+
+    Raises:
+        ValueError: for a model or an argument that does not fit.
+        FileExistsError: the version exists; it is left as it was.
+        OSError: the folder cannot be written.
+    """
+    base = Path(path)
+    settings = None
+    if batching:
+        settings = Batching(
+            max_batch_size=max_batch_size,
+            batch_timeout_micros=batch_timeout_micros,
+            allowed_batch_sizes=allowed_batch_sizes,
+            num_batch_threads=num_batch_threads,
+            max_enqueued_batches=max_enqueued_batches,
+        )
+    _check_version(version)
+    versions.refuse_existing(base, version)
+    network = getattr(model, "network", model)
+    image_shape, num_classes = _check_network(network)
+    names = _check_class_names(class_names, num_classes)
+
+    module = Signatures(network, image_shape, num_classes, settings)
+    signatures = module.by_name()
+    contents = model_card.build(
+        name=base.resolve().name,
+        image_shape=image_shape,
+        class_names=names,
+        num_parameters=network.count_params(),
+        signatures=signatures,
+        batching=settings,
+        extra=card or {},
+    )
+    try:
+        with versions.staging(base) as staged:
+            labels = staged / "labels.txt"
+            labels.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+            module.labels = tf.saved_model.Asset(str(labels))
+            tf.saved_model.save(module, str(staged), signatures=signatures)
+            labels.unlink()
+            model_card.write(staged / "assets.extra" / "model_card.json", contents)
+            warmup.write(
+                staged / "assets.extra" / "tf_serving_warmup_requests",
+                warmup.requests(
+                    base.resolve().name,
+                    image_shape,
+                    signatures,
+                    settings.allowed_batch_sizes if settings else [1],
+                ),
+            )
+            return versions.publish(staged, base, version)
+    except FileExistsError:
+        raise
+    except (OSError, tf.errors.OpError) as error:
+        raise OSError(f"a SavedModel cannot be written to {base}: {error}") from error
+
+
+def _check_version(version: int | None) -> None:
+    if version is None:
+        return
+    if isinstance(version, bool) or not isinstance(version, (int, np.integer)) or version < 1:
+        raise ValueError(
+            f"version must be an integer of at least 1, or None for the next, received {version!r}"
+        )
+
+
+def _check_network(network: Any) -> tuple[tuple[int, int, int], int]:
+    """The image shape (H, W, C) and the number of classes of a model that can be served."""
+    if not isinstance(network, keras.Model):
+        raise ValueError(f"model must be a Keras model, received a {type(network).__name__}")
+    wanted = "model must map float32 [B, H, W, C] with known H, W, C to logits [B, K]"
+    shape = getattr(network, "input_shape", None)
+    if not (isinstance(shape, tuple) and len(shape) == 4 and all(map(_is_size, shape[1:]))):
+        raise ValueError(f"{wanted}, received a model of input shape {shape}")
+    if network.inputs[0].dtype != "float32":
+        raise ValueError(f"{wanted}, received a model of {network.inputs[0].dtype} input")
+    output = network.output_shape
+    if not (isinstance(output, tuple) and len(output) == 2 and _is_size(output[1])):
+        raise ValueError(f"{wanted}, received a model of output shape {output}")
+    if output[1] < 2:
+        raise ValueError(f"{wanted} and K of at least 2, received a model of K = {output[1]}")
+    image_shape = shape[1:]
+    noise = np.random.default_rng(0).uniform(size=(2, *image_shape)).astype(np.float32)
+    logits = np.asarray(keras.ops.convert_to_numpy(network(noise, training=False)), np.float32)
+    if not np.isfinite(logits).all():
+        raise ValueError("model must answer finite logits, received NaN or infinity for noise")
+    if (logits >= 0).all() and np.allclose(logits.sum(axis=-1), 1, atol=1e-3):
+        raise ValueError(
+            "model must answer logits, received probabilities (rows that add up to 1): the "
+            "energies need the values before the softmax"
+        )
+    return image_shape, output[1]
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+def _check_class_names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
+    if class_names is None:
+        return [str(index) for index in range(num_classes)]
+    names = [str(name) for name in class_names]
+    if len(names) != num_classes or len(set(names)) != num_classes:
+        raise ValueError(
+            f"class_names must be {num_classes} different names, received {len(names)} "
+            f"of which {len(set(names))} differ"
+        )
+    odd = [name for name in names if not name.strip() or len(name.splitlines()) != 1]
+    if odd:
+        raise ValueError(f"class_names must be one line of text each, received {odd[0]!r}")
+    return names

@@ -1,0 +1,178 @@
+"""The graph that is served: each signature checks its request, then joins the common batches.
+
+The checks come first and the batching op is inside the graph, behind them, so that a bad request
+fails alone. (TensorFlow Serving's own session batching joins requests before the graph sees them,
+and one bad request fails its whole batch.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from der_tf import energy
+from der_tf.export import checks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batching:
+    """How rows of concurrent requests are joined (``tf.nondifferentiable_batch_function``).
+
+    Args:
+        max_batch_size: most rows the network runs on at once; larger requests are split.
+        batch_timeout_micros: how long an incomplete batch waits for more rows once a batch
+            thread is free. With 0 requests join only while all batch threads are busy, so that
+            a lone request never waits.
+        allowed_batch_sizes: sizes that batches are padded to, increasing, the last one equal to
+            max_batch_size. None: the powers of two below max_batch_size, and that.
+        num_batch_threads: batches that run at the same time.
+        max_enqueued_batches: full batches that may wait; a request that finds no room is refused
+            as UNAVAILABLE. One request may hold max_batch_size * max_enqueued_batches rows.
+
+    Raises:
+        ValueError: for a number out of its range.
+    """
+
+    max_batch_size: int = 64
+    batch_timeout_micros: int = 0
+    allowed_batch_sizes: Sequence[int] | None = None
+    num_batch_threads: int = 2
+    max_enqueued_batches: int = 256
+
+    def __post_init__(self):
+        for name in ("max_batch_size", "num_batch_threads", "max_enqueued_batches"):
+            _require_integer(name, getattr(self, name), at_least=1)
+        _require_integer("batch_timeout_micros", self.batch_timeout_micros, at_least=0)
+        sizes = self.allowed_batch_sizes
+        if sizes is None:
+            sizes = [2**i for i in range((self.max_batch_size - 1).bit_length())]
+            sizes.append(self.max_batch_size)
+        for size in sizes:
+            _require_integer("allowed_batch_sizes", size, at_least=1)
+        sizes = tuple(int(size) for size in sizes)
+        if list(sizes) != sorted(set(sizes)) or sizes[-1:] != (self.max_batch_size,):
+            raise ValueError(
+                f"allowed_batch_sizes must increase up to max_batch_size {self.max_batch_size}, "
+                f"received {list(sizes)}"
+            )
+        object.__setattr__(self, "allowed_batch_sizes", sizes)
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows a single request may hold."""
+        return self.max_batch_size * self.max_enqueued_batches
+
+    def wrap(self, function: Callable, queue: str) -> Callable:
+        """``function`` of tensors ``[B, ...]``, run on the joined rows of all its callers.
+
+        TensorFlow finds a queue by its name within a process. The name is made unique here, so
+        that another version or model loaded beside this one never gets its rows.
+        """
+        scope = f"{queue}_{uuid.uuid4().hex}"
+        batched = tf.nondifferentiable_batch_function(
+            num_batch_threads=self.num_batch_threads,
+            # The op's limit on a request; batches are limited by the last allowed size.
+            max_batch_size=self.max_rows,
+            batch_timeout_micros=self.batch_timeout_micros,
+            allowed_batch_sizes=list(self.allowed_batch_sizes or ()),
+            max_enqueued_batches=self.max_enqueued_batches,
+            enable_large_batch_splitting=True,
+        )(function)
+
+        def joined(*arguments):
+            with tf.name_scope(scope):
+                return batched(*arguments)
+
+        return joined
+
+
+def _require_integer(name: str, value: Any, at_least: int) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < at_least:
+        raise ValueError(f"{name} must be an integer of at least {at_least}, received {value!r}")
+
+
+class Signatures(tf.Module):
+    """The signatures of a classifier, ready for ``tf.saved_model.save``.
+
+    Args:
+        network: Keras model, images ``[B, H, W, C]`` -> logits ``[B, K]``.
+        image_shape: (H, W, C).
+        num_classes: K.
+        batching: None leaves the batching op out.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        batching: Batching | None,
+    ):
+        super().__init__()
+        # Only the variables are saved, none of Keras's own structure.
+        self.network_variables = [variable.value for variable in network.variables]
+        self._image_shape = image_shape
+        self._max_rows = batching.max_rows if batching else None
+
+        def logits(images):
+            values = network(tf.ensure_shape(images, [None, *image_shape]), training=False)
+            return tf.ensure_shape(tf.cast(values, tf.float32), [None, num_classes])
+
+        run = batching.wrap(logits, "logits") if batching else logits
+
+        # A tf.function, so that all signatures hold the same batching op and share its queue.
+        @tf.function(input_signature=[tf.TensorSpec([None, *image_shape], tf.float32)])
+        def joined_logits(images):
+            # The batching op has no answer for no rows.
+            values = tf.cond(
+                tf.shape(images)[0] > 0,
+                lambda: run(images),
+                lambda: tf.zeros([0, num_classes]),
+            )
+            return tf.ensure_shape(values, [None, num_classes])
+
+        self._logits = joined_logits
+        images = tf.TensorSpec([None, *image_shape], tf.float32, name="images")
+        image_bytes = tf.TensorSpec([None], tf.string, name="image_bytes")
+        self.predict = tf.function(self._predict, input_signature=[images])
+        self.energy = tf.function(self._energy, input_signature=[images])
+        self.predict_bytes = tf.function(self._predict_bytes, input_signature=[image_bytes])
+
+    def by_name(self) -> dict[str, Any]:
+        """Signature name -> traced function. ``predict_bytes`` needs 1 or 3 channels."""
+        predict = self.predict.get_concrete_function()
+        signatures = {"serving_default": predict, "predict": predict}
+        if self._image_shape[2] in (1, 3):
+            signatures["predict_bytes"] = self.predict_bytes.get_concrete_function()
+        signatures["energy"] = self.energy.get_concrete_function()
+        return signatures
+
+    def _predict(self, images):
+        return _prediction(self._checked_logits(images))
+
+    def _predict_bytes(self, image_bytes):
+        images = checks.decode_images(image_bytes, self._image_shape, self._max_rows)
+        return _prediction(self._logits(images))
+
+    def _energy(self, images):
+        logits = self._checked_logits(images)
+        return {
+            "marginal_energy": energy.marginal_energy(logits),
+            "joint_energy": energy.joint_energy(logits),
+        }
+
+    def _checked_logits(self, images):
+        return self._logits(checks.check_images(images, self._image_shape, self._max_rows))
+
+
+def _prediction(logits: tf.Tensor) -> dict[str, tf.Tensor]:
+    return {
+        "logits": logits,
+        "probabilities": tf.nn.softmax(logits),
+        "classes": tf.argmax(logits, axis=-1, output_type=tf.int64),
+        "marginal_energy": energy.marginal_energy(logits),
+    }
