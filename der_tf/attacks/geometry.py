@@ -35,9 +35,11 @@ def steepest_step(gradient: tf.Tensor, size: float, norm: str) -> tf.Tensor:
     """
     if norm == "l2":
         # optimize_linear floors the squared norm at 1e-12, which would shorten the step of a
-        # confident sample (gradients below 1e-6): scale each gradient to 1 first.
+        # confident sample (gradients below 1e-6): scale such gradients to 1 first.
+        squared = tf.reduce_sum(tf.square(gradient), _axes(gradient), keepdims=True)
         largest = tf.reduce_max(tf.abs(gradient), _axes(gradient), keepdims=True)
-        gradient = tf.math.divide_no_nan(gradient, largest)
+        scaled = tf.math.divide_no_nan(gradient, largest)
+        gradient = tf.where(squared < 1e-12, scaled, gradient)
     return optimize_linear(gradient, size, _ORDERS[norm])
 
 
@@ -93,7 +95,8 @@ def into_ball(x: tf.Tensor, moved: tf.Tensor, epsilon: float, norm: str) -> tf.T
     else:
         length = tf.sqrt(tf.reduce_sum(tf.square(delta), _axes(x), keepdims=True))
         # The last float64 digits are given up, so that the sum below cannot round outward.
-        shrunk = delta * tf.math.divide_no_nan(tf.cast(epsilon * (1 - 1e-12), tf.float64), length)
+        edge = tf.constant(epsilon * (1 - 1e-12), tf.float64)
+        shrunk = delta * tf.math.divide_no_nan(edge, length)
         delta = tf.where(length > epsilon, shrunk, delta)
     target = tf.clip_by_value(centre + delta, 0.0, 1.0)
     rounded = tf.cast(target, tf.float32) + 0.0  # no negative zero: its bits would break the step

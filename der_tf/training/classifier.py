@@ -177,9 +177,11 @@ class RobustClassifier(keras.Model):
     def _unpack(self, data: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if self.loss is not None:
+            # Keras keeps a loss through later compiles: forget it, so that one without it works.
+            received, self.loss = self.loss, None
             raise ValueError(
                 "RobustClassifier takes its loss from objective=; compile it without a loss "
-                f"(received loss={self.loss!r})"
+                f"(received loss={received!r})"
             )
         if y is None or (y.shape.rank == 2 and y.shape[1] != 1) or y.shape.rank not in (1, 2):
             received = "no labels" if y is None else f"labels of shape {tuple(y.shape)}"
