@@ -1,0 +1,494 @@
+"""The client against a real gRPC server that speaks TensorFlow Serving's API.
+
+The server is built on the generated modules of tensorflow-serving-api, which the client does not
+use, and answers with numpy: so every byte the client writes and reads is checked by another
+implementation.
+"""
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from concurrent import futures
+from contextlib import contextmanager
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+import trustme
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from serve.client import TLS, AsyncClient, Client, ServingError, TensorSpec
+
+Code = grpc.StatusCode
+
+
+class Service(
+    prediction_service_pb2_grpc.PredictionServiceServicer,
+    model_service_pb2_grpc.ModelServiceServicer,
+):
+    """A model whose answers numpy computes, and which fails and dawdles as it is told."""
+
+    def __init__(self):
+        self.signatures = {
+            "predict": ({"images": (tf.float32, [None, 8, 8, 3])}, {"means": (tf.float32, [None])}),
+            "predict_bytes": ({"image_bytes": (tf.string, [None])}, {"sizes": (tf.int64, [None])}),
+            "sample": (
+                {
+                    "labels": (tf.int32, [None]),
+                    "seeds": (tf.int64, [None]),
+                    "num_steps": (tf.int32, [None]),
+                },
+                {"codes": (tf.int64, [None, 3])},
+            ),
+            "total": ({"table": (tf.float32, [None, 2])}, {"total": (tf.float32, [])}),
+            "echo": ({"images": (tf.float32, [None, 8, 8, 3])}, {"images": (tf.float32, None)}),
+        }
+        self.version = 1
+        self.next_versions = []  # of the next answers, before `version` again
+        self.failures = []  # codes the next requests fail with
+        self.state = "AVAILABLE"
+        self.delay = 0.0
+        self.times = []
+        self.sizes = []
+        self.calls = Counter()
+        self.headers = {}
+        self.under_way = self.most_under_way = 0
+        self.lock = threading.Lock()
+
+    def enter(self, method, context):
+        with self.lock:
+            self.calls[method] += 1
+            self.times.append(time.monotonic())
+            self.headers = dict(context.invocation_metadata())
+            failure = self.failures.pop(0) if self.failures else None
+        if failure:
+            context.abort(failure, f"told to fail with {failure.name}")
+
+    def compute(self, signature, inputs, version):
+        if signature == "predict":  # the version shows in the numbers
+            return {"means": inputs["images"].mean((1, 2, 3)) + 10 * np.float32(version - 1)}
+        if signature == "predict_bytes":
+            return {"sizes": np.array([len(item) for item in inputs["image_bytes"]], np.int64)}
+        if signature == "sample":
+            columns = [inputs[name].astype(np.int64) for name in ("labels", "seeds", "num_steps")]
+            return {"codes": np.stack(columns, 1)}
+        return (
+            {"images": inputs["images"]}
+            if signature == "echo"
+            else {"total": inputs["table"].sum()}
+        )
+
+    def Predict(self, request, context):
+        self.enter("Predict", context)
+        with self.lock:
+            self.under_way += 1
+            self.most_under_way = max(self.most_under_way, self.under_way)
+            version = self.next_versions.pop(0) if self.next_versions else self.version
+        time.sleep(self.delay)
+        inputs = {name: tf.make_ndarray(proto) for name, proto in request.inputs.items()}
+        self.sizes.append(len(next(iter(inputs.values()))))
+        with self.lock:
+            self.under_way -= 1
+        if "labels" in inputs and (inputs["labels"] < 0).any():
+            context.abort(Code.INVALID_ARGUMENT, "labels: received -1, accepted are 0..9")
+        if request.model_spec.HasField("version"):
+            version = request.model_spec.version.value
+        response = predict_pb2.PredictResponse()
+        response.model_spec.version.value = version
+        for name, value in self.compute(request.model_spec.signature_name, inputs, version).items():
+            response.outputs[name].CopyFrom(tf.make_tensor_proto(value))
+        return response
+
+    def GetModelMetadata(self, request, context):
+        self.enter("GetModelMetadata", context)
+        response = get_model_metadata_pb2.GetModelMetadataResponse(model_spec=request.model_spec)
+        response.model_spec.version.value = self.version
+        definitions = get_model_metadata_pb2.SignatureDefMap()
+        for name, sides in self.signatures.items():
+            definition = definitions.signature_def[name]
+            for infos, side in zip((definition.inputs, definition.outputs), sides, strict=True):
+                for tensor, (dtype, shape) in side.items():
+                    infos[tensor].dtype = dtype.as_datatype_enum
+                    infos[tensor].tensor_shape.CopyFrom(tf.TensorShape(shape).as_proto())
+        response.metadata["signature_def"].Pack(definitions)
+        return response
+
+    def GetModelStatus(self, request, context):
+        self.enter("GetModelStatus", context)
+        response = get_model_status_pb2.GetModelStatusResponse()
+        for version in range(1, self.version + 1):
+            entry = response.model_version_status.add(version=version)
+            entry.state = get_model_status_pb2.ModelVersionStatus.State.Value(self.state)
+            entry.status.error_message = "" if self.state == "AVAILABLE" else "disk on fire"
+        return response
+
+
+@contextmanager
+def running(service, credentials=None, address="127.0.0.1:0"):
+    """Serve; yields the target."""
+    server = grpc.server(
+        futures.ThreadPoolExecutor(16), options=[("grpc.max_receive_message_length", -1)]
+    )
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(service, server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(service, server)
+    if credentials is None:
+        port = server.add_insecure_port(address)
+    else:
+        port = server.add_secure_port(address, credentials)
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
+
+
+@pytest.fixture
+def service():
+    service = Service()
+    with running(service) as service.target:
+        yield service
+
+
+class Awaited:
+    """The asyncio client behind the blocking methods, so that both run the same tests."""
+
+    def __init__(self, *arguments, **options):
+        self._runner = asyncio.Runner()
+        self._client = AsyncClient(*arguments, **options)
+
+    def __getattr__(self, name):
+        method = getattr(self._client, name)
+
+        async def call(*arguments):
+            return await method(*arguments)
+
+        return lambda *arguments: self._runner.run(call(*arguments))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+        self._runner.close()
+
+
+@pytest.fixture(params=[Client, Awaited], ids=["blocking", "asyncio"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def client(service, kind):
+    with kind(service.target, "m", timeout=30) as client:
+        yield client
+
+
+def images(count, seed=0):
+    return np.random.default_rng(seed).random((count, 8, 8, 3), np.float32)
+
+
+def test_numbers_bytes_and_integers_arrive_as_sent(client):
+    batch = images(3)
+    np.testing.assert_allclose(client.predict(batch)["means"], batch.mean((1, 2, 3)), rtol=1e-6)
+    contents = [b"", b"\x00\xff\x00", b"x" * 1000]
+    assert client.predict_bytes(contents)["sizes"].tolist() == [0, 3, 1000]
+    codes = client.sample([3, 1], [2**62, -5], 7)["codes"]
+    assert codes.tolist() == [[3, 2**62, 7], [1, -5, 7]]
+    assert client.sample([4, 4, 4], None, [1, 2, 3])["codes"].tolist() == [
+        [4, i, i + 1] for i in range(3)
+    ]
+
+
+def test_a_large_call_is_cut_sent_ahead_and_put_together_in_order(service, kind):
+    batch = images(1000)
+    service.delay = 0.05
+    with kind(service.target, "m", batch_size=100, max_in_flight=3) as client:
+        means = client.predict(batch)["means"]
+    np.testing.assert_allclose(means, batch.mean((1, 2, 3)), rtol=1e-6)
+    assert service.sizes == [100] * 10
+    assert service.most_under_way == 3
+
+
+def test_a_signature_with_an_output_for_the_whole_call_is_not_cut(service, client):
+    assert client.call("total", {"table": np.ones((1000, 2), np.float32)})["total"] == 2000
+    assert service.sizes == [1000]
+
+
+def test_messages_beyond_grpcs_4_mb_come_back(service, kind):
+    batch = images(10_000)  # 7.7 MB
+    with kind(service.target, "m", batch_size=10_000) as client:
+        np.testing.assert_array_equal(client.call("echo", {"images": batch})["images"], batch)
+    assert service.sizes == [10_000]
+
+
+def test_requests_stay_below_16_mb_whatever_the_batch_size(service, kind):
+    with kind(service.target, "m", batch_size=10**6) as client:
+        client.predict(np.zeros((30_000, 8, 8, 3), np.float32))
+    assert max(service.sizes) * 8 * 8 * 3 * 4 <= 16 << 20
+    assert len(service.sizes) == 2
+
+
+@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED])
+def test_a_busy_server_is_asked_again_with_growing_pauses(service, client, code):
+    service.failures = [code] * 3
+    client.status()
+    assert service.calls["GetModelStatus"] == 4
+    pauses = np.diff(service.times)
+    assert pauses[2] > pauses[0]
+    assert pauses.sum() > 0.5
+
+
+def test_retries_end_and_the_last_refusal_is_raised(service, kind):
+    service.failures = [Code.RESOURCE_EXHAUSTED] * 10
+    with kind(service.target, "m", max_attempts=2) as client, pytest.raises(ServingError) as caught:
+        client.status()
+    assert caught.value.code is Code.RESOURCE_EXHAUSTED
+    assert service.calls["GetModelStatus"] == 2
+
+
+@pytest.mark.parametrize(
+    "code", [Code.INVALID_ARGUMENT, Code.INTERNAL, Code.UNKNOWN, Code.ABORTED, Code.NOT_FOUND]
+)
+def test_other_failures_are_raised_at_once_with_code_and_sentence(service, client, code):
+    service.failures = [code]
+    with pytest.raises(ServingError, match=f"{code.name}: told to fail") as caught:
+        client.status()
+    assert caught.value.code is code
+    assert caught.value.message == f"told to fail with {code.name}"
+    assert service.calls["GetModelStatus"] == 1
+
+
+def test_no_call_outlives_its_deadline(service, kind):
+    service.delay = 3.0
+    with kind(service.target, "m", timeout=0.3) as client:
+        start = time.monotonic()
+        with pytest.raises(ServingError) as caught:
+            client.predict(images(1))
+        assert time.monotonic() - start < 2
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+
+
+def test_the_error_of_a_part_names_its_rows(service, kind):
+    labels = [0] * 250 + [-1] + [0] * 149
+    with (
+        kind(service.target, "m", batch_size=100) as client,
+        pytest.raises(ServingError, match=r"received -1.* \(rows 200 to 299 of 400\)"),
+    ):
+        client.sample(labels)
+
+
+@pytest.mark.parametrize(
+    ("signature", "inputs", "sentence"),
+    [
+        (
+            "predict",
+            {"images": np.zeros((2, 8, 8, 3), np.uint8)},
+            "images: received uint8 [2, 8, 8, 3], the model takes float32 [?, 8, 8, 3]",
+        ),
+        (
+            "predict",
+            {"images": np.zeros((2, 8, 8, 3))},
+            "images: received float64 [2, 8, 8, 3], the model takes float32 [?, 8, 8, 3]",
+        ),
+        (
+            "predict",
+            {"images": np.zeros((8, 8, 3), np.float32)},
+            "images: received float32 [8, 8, 3], the model takes float32 [?, 8, 8, 3]",
+        ),
+        (
+            "predict",
+            {"images": np.zeros((1, 8, 9, 3), np.float32)},
+            "images: received float32 [1, 8, 9, 3], the model takes float32 [?, 8, 8, 3]",
+        ),
+        (
+            "predict",
+            {"images": [[1.0], [1.0, 2.0]]},
+            "images: received rows of different shapes, the model takes float32 [?, 8, 8, 3]",
+        ),
+        (
+            "predict",
+            {"images": [["a"]]},
+            "images: received str32 [1, 1], the model takes float32 [?, 8, 8, 3]",
+        ),
+        ("predict", {"pictures": 1}, "signature 'predict' takes images; received pictures"),
+        (
+            "predict_bytes",
+            {"image_bytes": b"\x89PNG"},
+            "image_bytes: received one bytes, wanted a list of bytes",
+        ),
+        (
+            "predict_bytes",
+            {"image_bytes": [b"a", "b"]},
+            "image_bytes: item 1 is of type str, not bytes",
+        ),
+        (
+            "sample",
+            {"labels": [2**40], "seeds": [0], "num_steps": [1]},
+            "labels: received int64 [1], the model takes int32 [?]",
+        ),
+        (
+            "sample",
+            {"labels": [0.5], "seeds": [0], "num_steps": [1]},
+            "labels: received float64 [1], the model takes int32 [?]",
+        ),
+        (
+            "paint",
+            {},
+            "model m version 1 has no signature 'paint'; "
+            "it has echo, predict, predict_bytes, sample, total",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_sentence_and_not_sent(
+    service, client, signature, inputs, sentence
+):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the sentence is compared whole)
+        client.call(signature, inputs)
+    assert str(caught.value) == sentence
+    assert service.calls["Predict"] == 0
+
+
+def test_labels_seeds_and_steps_of_different_lengths_are_refused(client):
+    with pytest.raises(ValueError, match="received 2, 3 and 2"):
+        client.sample([1, 2], [1, 2, 3], 5)
+
+
+def test_values_that_conversion_keeps_are_converted(client):
+    batch = np.full((1, 8, 8, 3), 0.5)
+    assert client.predict(batch.tolist())["means"] == 0.5
+    assert client.predict(batch.astype(np.float16))["means"] == 0.5
+    assert client.predict(np.ones((1, 8, 8, 3), int).tolist())["means"] == 1
+    assert client.sample(np.array([2], np.uint8), np.array([3], np.int16), 4)["codes"].tolist() == [
+        [2, 3, 4]
+    ]
+
+
+def test_the_description_is_fetched_once_and_again_when_the_model_changed(service, client):
+    for _ in range(3):
+        client.predict(images(1))
+    assert service.calls["GetModelMetadata"] == 1
+
+    service.version = 2
+    service.signatures["predict"] = (
+        {"images": (tf.float32, [None, 4, 4, 1])},
+        {"means": (tf.float32, [None])},
+    )
+    assert client.predict(np.ones((1, 4, 4, 1), np.float32))["means"] == 11
+    assert service.calls["GetModelMetadata"] == 2
+
+
+def test_one_version_answers_a_call_during_which_a_new_one_takes_over(service, kind):
+    service.next_versions = [1, 1]
+    service.version = 2
+    batch = images(500)
+    with kind(service.target, "m", batch_size=100, max_in_flight=1) as client:
+        means = client.predict(batch)["means"]
+    np.testing.assert_allclose(means, batch.mean((1, 2, 3)) + 10, rtol=1e-6)
+    assert service.calls["Predict"] == 7
+
+
+def test_version_and_label_are_asked_for(service, kind):
+    with kind(service.target, "m", 5) as client:
+        assert client.predict(np.zeros((1, 8, 8, 3), np.float32))["means"] == 40
+    with pytest.raises(ValueError, match="a version or a label; received version 3, 'stable'"):
+        kind(service.target, "m", 3, label="stable")
+
+
+def test_metadata_and_status_tell_what_the_server_does(service, client):
+    description = client.metadata()
+    assert (description.model, description.version) == ("m", 1)
+    assert description.signatures["predict"].inputs == {
+        "images": TensorSpec("float32", (None, 8, 8, 3))
+    }
+    assert description.signatures["echo"].outputs == {"images": TensorSpec("float32", None)}
+    service.version, service.state = 2, "LOADING"
+    newest, oldest = client.status()
+    assert (newest.version, oldest.version) == (2, 1)
+    assert (newest.state, newest.error_message) == ("LOADING", "disk on fire")
+
+
+def test_waiting_ends_when_the_server_comes_up_and_the_model_is_loaded(kind):
+    service = Service()
+    service.state = "LOADING"
+    with running(Service()) as target:
+        pass  # the port is free again, and nobody answers there
+    with kind(target, "m") as client, futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.wait_until_ready, 30)
+        time.sleep(0.3)
+        with running(service, address=target):
+            while not service.calls["GetModelStatus"]:
+                time.sleep(0.01)
+            assert not waiting.done()
+            service.state = "AVAILABLE"
+            assert waiting.result()[0].state == "AVAILABLE"
+
+
+def test_waiting_in_vain_says_what_was_last_seen(service, client):
+    service.state = "LOADING"
+    with pytest.raises(ServingError, match=r"m was not ready after 0\.5 s.*LOADING.*disk on fire"):
+        client.wait_until_ready(0.5)
+    service.failures = [Code.PERMISSION_DENIED]
+    with pytest.raises(ServingError, match="PERMISSION_DENIED"):
+        client.wait_until_ready(30)
+
+
+def test_threads_share_a_client(service):
+    with Client(service.target, "m") as client, futures.ThreadPoolExecutor(8) as pool:
+        batches = [images(5, seed) for seed in range(64)]
+        for batch, answer in zip(batches, pool.map(client.predict, batches), strict=True):
+            np.testing.assert_allclose(answer["means"], batch.mean((1, 2, 3)), rtol=1e-6)
+
+
+def test_tls_with_certificates_on_both_sides_and_a_token(kind, tmp_path):
+    authority, stranger = trustme.CA(), trustme.CA()
+    ours, theirs = authority.issue_cert("client.test"), authority.issue_cert("serving.test")
+    chain = theirs.cert_chain_pems[0].bytes()
+    credentials = grpc.ssl_server_credentials(
+        [(theirs.private_key_pem.bytes(), chain)], authority.cert_pem.bytes(), True
+    )
+    for name, pem in (
+        ("ca", authority.cert_pem),
+        ("stranger", stranger.cert_pem),
+        ("cert", ours.cert_chain_pems[0]),
+        ("key", ours.private_key_pem),
+    ):
+        pem.write_to_path(tmp_path / name)
+    service = Service()
+    with running(service, credentials) as target:
+
+        def ask(**files):
+            paths = {field: tmp_path / name for field, name in files.items()}
+            tls = TLS(**paths, server_name="serving.test")
+            headers = {"Authorization": "Bearer 1234"}
+            with kind(target, "m", tls=tls, headers=headers, timeout=10, max_attempts=1) as client:
+                return client.predict(images(1))
+
+        ask(ca="ca", certificate="cert", key="key")
+        assert service.headers["authorization"] == "Bearer 1234"
+        for files in ({"ca": "stranger", "certificate": "cert", "key": "key"}, {"ca": "ca"}):
+            with pytest.raises(ServingError) as caught:
+                ask(**files)
+            assert caught.value.code is Code.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"batch_size": 0}, "batch_size is at least 1, received 0"),
+        ({"max_in_flight": -1}, "max_in_flight is at least 1, received -1"),
+        ({"max_attempts": 9}, r"max_attempts is 1 \(no retries\) to 5, received 9"),
+        ({"timeout": 0}, "timeout is a positive number of seconds, received 0"),
+        ({"tls": TLS(key="k")}, "come together; received certificate None, key k"),
+    ],
+)
+def test_unusable_arguments_are_named(kind, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        kind("127.0.0.1:1", "m", **options)
