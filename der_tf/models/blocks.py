@@ -1,4 +1,4 @@
-"""What the networks are built from: the input normalisation, convolutions, the pre-activation block.
+"""What the networks are built from: input normalisation, convolutions, pre-activation blocks.
 
 Conventions follow the PyTorch networks of the adversarial-training literature, so that weights can
 be carried over: convolutions have no bias, batch norm has momentum 0.9 (PyTorch's 0.1) and epsilon

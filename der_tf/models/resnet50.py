@@ -8,17 +8,13 @@ import keras
 
 from der_tf.models.blocks import check_arguments, classifier_head, normalized_input
 
-# The statistics every ImageNet recipe uses.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 def resnet50(
     input_shape: Sequence[int],
     num_classes: int,
     *,
-    mean: Sequence[float] | float | None = IMAGENET_MEAN,
-    std: Sequence[float] | float | None = IMAGENET_STD,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
 ) -> keras.Model:
     """ResNet-50 of keras.applications with random weights, normalisation inside, logits out.
 
@@ -30,8 +26,8 @@ def resnet50(
         input_shape: (height, width, channels) of the images, at least 32 x 32.
         num_classes: K, at least 2.
         mean: of the pixels, subtracted inside the network: one number or one a channel;
-            default ImageNet's.
-        std: of the pixels, divided by inside the network: likewise; default ImageNet's.
+            default 0.5.
+        std: of the pixels, divided by inside the network: likewise; default 0.25.
 
     Returns:
         A model from float32 images ``[B, H, W, C]`` in [0, 1] to float32 logits ``[B, K]``.
