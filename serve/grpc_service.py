@@ -1,0 +1,201 @@
+"""The gRPC front end: PredictionService, ModelService and the standard health service."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from tensorflow_serving.apis import (
+    get_model_status_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from serve import tensors
+from serve.core import Capacity, ServerCore
+from serve.errors import as_serving_error, invalid_argument
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 128 << 20
+# Threads beyond the capacity: they answer status and health, and refuse what is too much.
+_SPARE_THREADS = 8
+
+_Response = TypeVar("_Response")
+
+
+def _answer(
+    context: grpc.ServicerContext, call: Callable[[], _Response], capacity: Capacity | None = None
+) -> _Response:
+    try:
+        with capacity.slot() if capacity is not None else nullcontext():
+            return call()
+    except Exception as error:
+        refused = as_serving_error(error)
+        context.abort(refused.code, refused.grpc_details)
+        raise  # not reached: abort raises
+
+
+def _require_spec(request) -> None:
+    if not request.HasField("model_spec"):
+        raise invalid_argument("Missing ModelSpec")
+
+
+class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
+    """tensorflow.serving.PredictionService on a core, at most ``capacity`` calls at once."""
+
+    def __init__(self, core: ServerCore, capacity: Capacity):
+        self._core = core
+        self._capacity = capacity
+
+    def Predict(self, request, context):
+        return _answer(context, lambda: self._predict(request), self._capacity)
+
+    def _predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
+        _require_spec(request)
+        spec, outputs = self._core.predict(
+            request.model_spec, lambda _: _decode(request), request.output_filter, "GRPC"
+        )
+        response = predict_pb2.PredictResponse(model_spec=spec)
+        for alias, array in outputs.items():
+            tensors.encode(array, response.outputs[alias])
+        return response
+
+    def Classify(self, request, context):
+        def call():
+            _require_spec(request)
+            return self._core.classify(request.model_spec, request.input, "GRPC")
+
+        return _answer(context, call, self._capacity)
+
+    def Regress(self, request, context):
+        def call():
+            _require_spec(request)
+            return self._core.regress(request.model_spec, request.input, "GRPC")
+
+        return _answer(context, call, self._capacity)
+
+    def MultiInference(self, request, context):
+        return _answer(context, lambda: self._core.multi_inference(request), self._capacity)
+
+    def GetModelMetadata(self, request, context):
+        return _answer(context, lambda: self._core.metadata(request))
+
+
+def _decode(request: predict_pb2.PredictRequest):
+    arrays = {}
+    for alias, proto in request.inputs.items():
+        try:
+            arrays[alias] = tensors.decode(proto)
+        except ValueError as error:
+            raise invalid_argument(f"tensor parsing error: {alias}") from error
+    return arrays
+
+
+class ModelService(model_service_pb2_grpc.ModelServiceServicer):
+    """tensorflow.serving.ModelService: state of the models, and their configuration."""
+
+    def __init__(self, core: ServerCore):
+        self._manager = core.manager
+
+    def GetModelStatus(self, request, context):
+        def call() -> get_model_status_pb2.GetModelStatusResponse:
+            _require_spec(request)
+            return self._manager.status(request.model_spec)
+
+        return _answer(context, call)
+
+    def HandleReloadConfigRequest(self, request, context):
+        def call() -> model_management_pb2.ReloadConfigResponse:
+            if request.config.WhichOneof("config") != "model_config_list":
+                raise invalid_argument(
+                    "ServerModelConfig type not supported by HandleReloadConfigRequest. "
+                    "Only ModelConfigList is currently supported"
+                )
+            self._manager.reload(request.config, context.is_active)
+            response = model_management_pb2.ReloadConfigResponse()
+            response.status.SetInParent()
+            return response
+
+        return _answer(context, call)
+
+
+class GrpcServer:
+    """The listening gRPC server.
+
+    Args:
+        core: what answers.
+        max_threads: calls of PredictionService that run at once; more get RESOURCE_EXHAUSTED.
+        channel_arguments: ``{"grpc.max_connection_age_ms": 2000}``, passed on to gRPC.
+    """
+
+    def __init__(
+        self,
+        core: ServerCore,
+        *,
+        max_threads: int,
+        channel_arguments: dict[str, int | str] | None = None,
+    ):
+        options: dict[str, int | str] = {
+            "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
+            "grpc.max_send_message_length": -1,
+            "grpc.so_reuseport": 0,  # a port already taken is to be an error
+            **(channel_arguments or {}),
+        }
+        threads = max_threads + _SPARE_THREADS
+        self._server = grpc.server(
+            ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
+            options=list(options.items()),
+            maximum_concurrent_rpcs=threads,
+        )
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
+            PredictionService(core, Capacity(max_threads)), self._server
+        )
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(core), self._server)
+        self._health = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        for service in (
+            "",
+            "tensorflow.serving.PredictionService",
+            "tensorflow.serving.ModelService",
+        ):
+            self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    def listen(self, address: str, ssl: Any = None) -> None:
+        """Add an address: ``127.0.0.1:8500`` or ``unix:/path``; with TLS given an SSLConfig.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        try:
+            if ssl is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, _credentials(ssl))
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+        if not port:
+            raise OSError(f"cannot listen at {address}")
+
+    def start(self) -> None:
+        self._server.start()
+
+    def stop(self, grace_seconds: float) -> None:
+        """Refuse new calls, let running ones end."""
+        self._health.enter_graceful_shutdown()
+        self._server.stop(grace_seconds).wait()
+
+
+def _credentials(ssl: Any) -> grpc.ServerCredentials:
+    return grpc.ssl_server_credentials(
+        [(ssl.server_key.encode(), ssl.server_cert.encode())],
+        root_certificates=ssl.custom_ca.encode() or None,
+        require_client_auth=ssl.client_verify,
+    )

@@ -1,0 +1,328 @@
+"""Predict, classify, regress and multi-inference on a loaded version.
+
+Both front ends, gRPC and REST, come through here, so that they check and fail alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow_serving.apis import (
+    classification_pb2,
+    inference_pb2,
+    input_pb2,
+    model_pb2,
+    regression_pb2,
+)
+
+from serve import tensors
+from serve.errors import ServingError, StatusCode, failed_precondition, invalid_argument
+from serve.servable import Servable
+
+DEFAULT_SIGNATURE = "serving_default"
+PREDICT = "tensorflow/serving/predict"
+CLASSIFY = "tensorflow/serving/classify"
+REGRESS = "tensorflow/serving/regress"
+
+
+def model_spec(servable: Servable, name: str, signature: str) -> model_pb2.ModelSpec:
+    """The model_spec of a reply: which version and signature answered."""
+    spec = model_pb2.ModelSpec(name=name, signature_name=signature or DEFAULT_SIGNATURE)
+    spec.version.value = servable.version
+    return spec
+
+
+def _braced(names: Iterable[str]) -> str:
+    return "{" + ",".join(sorted(names)) + "}"
+
+
+class Inference:
+    """Runs requests on versions.
+
+    Args:
+        check_method_names: refuse a signature whose method name is not the one of the call.
+    """
+
+    def __init__(self, check_method_names: bool = True):
+        self._check_method_names = check_method_names
+
+    def predict(
+        self,
+        servable: Servable,
+        signature_name: str,
+        inputs: Mapping[str, np.ndarray],
+        output_filter: Sequence[str] = (),
+    ) -> dict[str, np.ndarray]:
+        """Arrays by alias in, arrays by alias out."""
+        signature = self.predict_signature(servable, signature_name)
+        feeds, arrays = _feeds(signature, inputs)
+        aliases = _output_aliases(signature, output_filter)
+        outputs = servable.run(feeds, arrays, [signature.outputs[alias].name for alias in aliases])
+        return dict(zip(aliases, outputs, strict=True))
+
+    def predict_signature(self, servable: Servable, name: str) -> meta_graph_pb2.SignatureDef:
+        name = name or DEFAULT_SIGNATURE
+        signature = servable.signatures.get(name)
+        if signature is None:
+            raise failed_precondition(f'Serving signature key "{name}" not found.')
+        if self._check_method_names and signature.method_name not in (PREDICT, CLASSIFY, REGRESS):
+            raise ServingError(
+                StatusCode.INTERNAL,
+                "Expected prediction signature method_name to be one of "
+                f"{{{PREDICT}, {CLASSIFY}, {REGRESS}}}. Was: {signature.method_name}",
+            )
+        return signature
+
+    def classify(
+        self, servable: Servable, signature_name: str, examples: input_pb2.Input
+    ) -> classification_pb2.ClassificationResult:
+        signature = self._example_signature(servable, signature_name, CLASSIFY)
+        feed, fetches = self._classify_tensors(signature)
+        rows = serialized_examples(examples)
+        outputs = servable.run([feed], [rows], fetches)
+        return _classification(signature, len(rows), dict(zip(fetches, outputs, strict=True)))
+
+    def regress(
+        self, servable: Servable, signature_name: str, examples: input_pb2.Input
+    ) -> regression_pb2.RegressionResult:
+        signature = self._example_signature(servable, signature_name, REGRESS)
+        feed, fetches = self._regress_tensors(signature)
+        rows = serialized_examples(examples)
+        outputs = servable.run([feed], [rows], fetches)
+        return _regression(signature, len(rows), dict(zip(fetches, outputs, strict=True)))
+
+    def multi_inference(
+        self, servable: Servable, request: inference_pb2.MultiInferenceRequest
+    ) -> inference_pb2.MultiInferenceResponse:
+        """Several classify and regress tasks on the same examples, in one run of the graph."""
+        signatures: dict[str, meta_graph_pb2.SignatureDef] = {}
+        feeds: set[str] = set()
+        fetches: set[str] = set()
+        names: set[str] = set()
+        for task in request.tasks:
+            spec = task.model_spec
+            if not spec.name:
+                raise invalid_argument("Found ModelSpec with an empty model name.")
+            names.add(spec.name)
+            if len(names) > 1:
+                raise invalid_argument(
+                    "All ModelSpecs in a MultiInferenceRequest must access the same model name."
+                )
+            key = spec.signature_name or DEFAULT_SIGNATURE
+            if key in signatures:
+                raise invalid_argument(f"Duplicate evaluation of signature: {key}")
+            if key not in servable.signatures:
+                raise invalid_argument(f"Requested signature not found in model graph: {key}")
+            signatures[key] = signature = servable.signatures[key]
+            if task.method_name == CLASSIFY:
+                feed, wanted = self._classify_tensors(signature)
+            elif task.method_name == REGRESS:
+                feed, wanted = self._regress_tensors(signature)
+            else:
+                raise ServingError(
+                    StatusCode.UNIMPLEMENTED,
+                    f"Unsupported signature method_name: {task.method_name}",
+                )
+            feeds.add(feed)
+            if len(feeds) > 1:
+                raise invalid_argument("Input tensor must be the same for all Signatures.")
+            fetches.update(wanted)
+        response = inference_pb2.MultiInferenceResponse()
+        rows = serialized_examples(request.input)
+        ordered = sorted(fetches)
+        outputs = dict(zip(ordered, servable.run([*feeds], [rows], ordered), strict=True))
+        for task, (key, signature) in zip(request.tasks, signatures.items(), strict=True):
+            result = response.results.add()
+            result.model_spec.CopyFrom(model_spec(servable, task.model_spec.name, key))
+            if task.method_name == CLASSIFY:
+                classes = _classification(signature, len(rows), outputs)
+                result.classification_result.CopyFrom(classes)
+            else:
+                result.regression_result.CopyFrom(_regression(signature, len(rows), outputs))
+        return response
+
+    def _example_signature(
+        self, servable: Servable, name: str, method: str
+    ) -> meta_graph_pb2.SignatureDef:
+        name = name or DEFAULT_SIGNATURE
+        signature = servable.signatures.get(name)
+        if signature is None:
+            raise invalid_argument(f"No signature was found with the name: {name}")
+        self._check_method(signature, method)
+        return signature
+
+    def _check_method(self, signature: meta_graph_pb2.SignatureDef, method: str) -> None:
+        if self._check_method_names and signature.method_name != method:
+            kind = "classification" if method == CLASSIFY else "regression"
+            raise invalid_argument(
+                f"Expected {kind} signature method_name to be {method}. "
+                f"Was: {signature.method_name}"
+            )
+
+    def _classify_tensors(self, signature: meta_graph_pb2.SignatureDef) -> tuple[str, list[str]]:
+        self._check_method(signature, CLASSIFY)
+        if len(signature.inputs) != 1:
+            raise invalid_argument("Expected one input Tensor.")
+        if len(signature.outputs) not in (1, 2):
+            raise invalid_argument(
+                f"Expected one or two output Tensors, found {len(signature.outputs)}"
+            )
+        if "inputs" not in signature.inputs:
+            raise failed_precondition(
+                f"No classification inputs found in SignatureDef: {signature}"
+            )
+        fetches = [
+            signature.outputs[alias].name
+            for alias in ("classes", "scores")
+            if alias in signature.outputs
+        ]
+        if not fetches:
+            raise failed_precondition(
+                "Expected classification signature outputs to contain at least one of "
+                f'"classes" or "scores". Signature was: {signature}'
+            )
+        return signature.inputs["inputs"].name, fetches
+
+    def _regress_tensors(self, signature: meta_graph_pb2.SignatureDef) -> tuple[str, list[str]]:
+        self._check_method(signature, REGRESS)
+        if len(signature.inputs) != 1:
+            raise invalid_argument("Expected one input Tensor.")
+        if len(signature.outputs) != 1:
+            raise invalid_argument("Expected one output Tensor.")
+        if "inputs" not in signature.inputs:
+            raise failed_precondition(f"No regression inputs found in SignatureDef: {signature}")
+        if "outputs" not in signature.outputs:
+            raise failed_precondition(f"No regression outputs found in SignatureDef: {signature}")
+        return signature.inputs["inputs"].name, [signature.outputs["outputs"].name]
+
+
+def _feeds(
+    signature: meta_graph_pb2.SignatureDef, inputs: Mapping[str, np.ndarray]
+) -> tuple[list[str], list[np.ndarray]]:
+    expected = signature.inputs
+    if len(inputs) != len(expected):
+        sent, wanted = set(inputs), set(expected)
+        raise invalid_argument(
+            f"input size does not match signature: {len(sent)}!={len(wanted)} "
+            f"len({_braced(sent)}) != len({_braced(wanted)}). "
+            f"Sent extra: {_braced(sent - wanted)}. "
+            f"Missing but required: {_braced(wanted - sent)}."
+        )
+    feeds, arrays = [], []
+    for index, alias in enumerate(sorted(inputs)):
+        if alias not in expected:
+            raise invalid_argument(
+                f"input tensor alias not found in signature: {alias}. "
+                f"Inputs expected to be in the set {_braced(expected)}."
+            )
+        info, array = expected[alias], inputs[alias]
+        sent_dtype = tensors.dtype_of(array)
+        if sent_dtype != info.dtype:
+            raise invalid_argument(
+                f"Expects arg[{index}] to be {tensors.dtype_name(info.dtype)} but "
+                f"{tensors.dtype_name(sent_dtype)} is provided"
+            )
+        feeds.append(info.name)
+        arrays.append(array)
+    return feeds, arrays
+
+
+def _output_aliases(
+    signature: meta_graph_pb2.SignatureDef, output_filter: Sequence[str]
+) -> list[str]:
+    seen = set()
+    for alias in output_filter:
+        if alias not in signature.outputs:
+            raise invalid_argument(
+                f"output tensor alias not found in signature: {alias} "
+                f"Outputs expected to be in the set {_braced(signature.outputs)}."
+            )
+        if alias in seen:
+            raise invalid_argument(f"duplicate output tensor alias: {alias}")
+        seen.add(alias)
+    return sorted(seen or signature.outputs)
+
+
+def serialized_examples(examples: input_pb2.Input) -> np.ndarray:
+    """The ``[B]`` string tensor of serialized tf.Examples that an Input stands for."""
+    kind = examples.WhichOneof("kind")
+    prefix = b""
+    listed: Sequence = ()
+    if kind == "example_list":
+        listed = examples.example_list.examples
+    elif kind == "example_list_with_context":
+        # Serialized messages concatenated are the merged message.
+        prefix = examples.example_list_with_context.context.SerializeToString()
+        listed = examples.example_list_with_context.examples
+    if not listed:
+        raise invalid_argument("Input is empty.")
+    rows = np.empty(len(listed), dtype=object)
+    rows[:] = [prefix + example.SerializeToString() for example in listed]
+    return rows
+
+
+def _classification(
+    signature: meta_graph_pb2.SignatureDef, count: int, outputs: Mapping[str, np.ndarray]
+) -> classification_pb2.ClassificationResult:
+    columns = {}
+    for alias, dtype in (("classes", "DT_STRING"), ("scores", "DT_FLOAT")):
+        if alias not in signature.outputs:
+            continue
+        values = outputs[signature.outputs[alias].name]
+        if values.ndim != 2:
+            raise invalid_argument(
+                "Expected Tensor shape: [batch_size num_classes] but got " + _shape(values)
+            )
+        if tensors.dtype_enum_name(values) != dtype:
+            raise invalid_argument(
+                f"Expected {alias} Tensor of {dtype}. Got: {tensors.dtype_enum_name(values)}"
+            )
+        if len(values) != count:
+            raise invalid_argument(
+                f"Expected {alias} output batch size of {count}. Got: {len(values)}"
+            )
+        columns[alias] = values
+    if len({values.shape[1] for values in columns.values()}) > 1:
+        raise invalid_argument(
+            "Tensors class and score should match in dim_size(1). Got "
+            f"{columns['classes'].shape[1]} vs. {columns['scores'].shape[1]}"
+        )
+    result = classification_pb2.ClassificationResult()
+    for row in range(count):
+        entry = result.classifications.add()
+        for column in range(next(iter(columns.values())).shape[1]):
+            label = entry.classes.add()
+            if "classes" in columns:
+                label.label = columns["classes"][row, column]
+            if "scores" in columns:
+                label.score = columns["scores"][row, column]
+    return result
+
+
+def _regression(
+    signature: meta_graph_pb2.SignatureDef, count: int, outputs: Mapping[str, np.ndarray]
+) -> regression_pb2.RegressionResult:
+    values = outputs[signature.outputs["outputs"].name]
+    if not (values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)):
+        raise invalid_argument(
+            "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
+            + _shape(values)
+        )
+    if len(values) != count:
+        raise invalid_argument(
+            f"Input batch size did not match output batch size: {count} vs. {len(values)}"
+        )
+    if tensors.dtype_enum_name(values) != "DT_FLOAT":
+        raise invalid_argument(
+            f"Expected output Tensor of DT_FLOAT.  Got: {tensors.dtype_enum_name(values)}"
+        )
+    result = regression_pb2.RegressionResult()
+    for value in values.ravel().tolist():
+        result.regressions.add(value=value)
+    return result
+
+
+def _shape(values: np.ndarray) -> str:
+    return "[" + ",".join(map(str, values.shape)) + "]"

@@ -1,0 +1,86 @@
+"""Prometheus metrics under TensorFlow Serving's names, served at the path its config names."""
+
+from __future__ import annotations
+
+import re
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+DEFAULT_PATH = "/monitoring/prometheus/metrics"
+CONTENT_TYPE = "text/plain"
+
+# TensorFlow Serving's buckets: 10 microseconds, each 1.8 times the one before.
+_MICROSECOND_BUCKETS = tuple(10 * 1.8**power for power in range(32))
+
+# prometheus_client appends "_total" to every counter; TensorFlow Serving's names have none.
+_APPENDED_TOTAL = re.compile(
+    rb"(:tensorflow:serving:request_count|:tensorflow:cc:saved_model:load_attempt_count"
+    rb"|:tensorflow:cc:saved_model:load_latency)_total"
+)
+
+
+class Metrics:
+    """Counters and latencies of one server; safe to use from many threads."""
+
+    def __init__(self) -> None:
+        prometheus_client.disable_created_metrics()
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            ":tensorflow:serving:request_count",
+            "The total number of requests.",
+            ["model_name", "status"],
+            registry=self._registry,
+        )
+        self._request_latency = self._latency(
+            ":tensorflow:serving:request_latency",
+            "Distribution of wall time (in microseconds) for Tensorflow Serving request.",
+            ["model_name", "API", "entrypoint"],
+        )
+        self._runtime_latency = self._latency(
+            ":tensorflow:serving:runtime_latency",
+            "Distribution of wall time (in microseconds) for Tensorflow runtime.",
+            ["model_name", "API", "runtime"],
+        )
+        self._warmup_latency = self._latency(
+            ":tensorflow:serving:model_warmup_latency",
+            "Distribution of wall time (in microseconds) for warming up the model.",
+            ["model_path", "status"],
+        )
+        self._loads = Counter(
+            ":tensorflow:cc:saved_model:load_attempt_count",
+            "The number of times a SavedModel was requested to be loaded.",
+            ["model_path", "status"],
+            registry=self._registry,
+        )
+        self._load_latency = Counter(
+            ":tensorflow:cc:saved_model:load_latency",
+            "Latency in microseconds for SavedModels that were successfully loaded.",
+            ["model_path"],
+            registry=self._registry,
+        )
+
+    def _latency(self, name: str, text: str, labels: list[str]) -> Histogram:
+        return Histogram(name, text, labels, buckets=_MICROSECOND_BUCKETS, registry=self._registry)
+
+    def record_request(
+        self, model: str, api: str, entrypoint: str, status: str, seconds: float
+    ) -> None:
+        self._requests.labels(model, status).inc()
+        if status == "OK":
+            self._request_latency.labels(model, api, entrypoint).observe(seconds * 1e6)
+
+    def record_runtime(self, model: str, api: str, seconds: float) -> None:
+        self._runtime_latency.labels(model, api, "TF1").observe(seconds * 1e6)
+
+    def record_warmup(self, path: str, status: str, seconds: float) -> None:
+        self._warmup_latency.labels(path, status).observe(seconds * 1e6)
+
+    def record_load(self, path: str, succeeded: bool, seconds: float) -> None:
+        self._loads.labels(path, "success" if succeeded else "fail").inc()
+        if succeeded:
+            self._load_latency.labels(path).inc(round(seconds * 1e6))
+
+    def page(self) -> bytes:
+        """The exposition that Prometheus scrapes."""
+        return _APPENDED_TOTAL.sub(rb"\1", prometheus_client.generate_latest(self._registry))
