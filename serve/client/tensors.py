@@ -41,7 +41,7 @@ def dtype_name(number: int) -> str:
 
 def encode(array: np.ndarray) -> Any:
     """A TensorProto of ``array``; an object array holds ``bytes`` and becomes a string tensor."""
-    proto = messages.TensorProto(dtype=_FROM_NUMPY[array.dtype])
+    proto = messages.TensorProto(dtype=_FROM_NUMPY[array.dtype.newbyteorder("=")])
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
     if array.dtype == np.object_:
