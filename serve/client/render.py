@@ -61,7 +61,7 @@ def predictions(
             f"{answer['marginal_energy'][row]:.3f}",
         ]
         table.add_row(*cells, *([str(written[row])] if written else []))
-    Console().print(table)
+    _print_table(table)
 
 
 def energies(
@@ -76,7 +76,7 @@ def energies(
     ):
         lowest = int(joint.argmin())
         table.add_row(str(path), f"{marginal:.3f}", f"{joint[lowest]:.3f}", names.name(lowest))
-    Console().print(table)
+    _print_table(table)
 
 
 def samples(
@@ -104,7 +104,7 @@ def samples(
     table = Table("class", "seed", "joint energy", "steps taken", caption=f"written to {out}")
     for number, seed, energy, steps in rows:
         table.add_row(names.name(number), str(seed), f"{energy:.3f}", str(steps))
-    Console().print(table)
+    _print_table(table)
 
 
 def status(statuses: Sequence[VersionStatus], as_json: bool) -> None:
@@ -114,7 +114,7 @@ def status(statuses: Sequence[VersionStatus], as_json: bool) -> None:
     table = Table("version", "state", "error")
     for entry in statuses:
         table.add_row(str(entry.version), entry.state, entry.error_message)
-    Console().print(table)
+    _print_table(table)
 
 
 def metadata(description: Metadata, as_json: bool) -> None:
@@ -128,7 +128,7 @@ def metadata(description: Metadata, as_json: bool) -> None:
         cells = ["\n".join(f"{key}: {spec}" for key, spec in side.items()) for side in sides]
         # Brackets in cells are shapes, not markup.
         table.add_row(name, *(cell.replace("[", r"\[") for cell in cells))
-    Console().print(table)
+    _print_table(table)
 
 
 def _records(paths: Sequence[Path], answer: dict[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -136,6 +136,13 @@ def _records(paths: Sequence[Path], answer: dict[str, np.ndarray]) -> list[dict[
         {"image": str(path)} | {name: values[row].tolist() for name, values in answer.items()}
         for row, path in enumerate(paths)
     ]
+
+
+def _print_table(table: Table) -> None:
+    console = Console()
+    if not console.is_terminal:  # into a file or a pipe: no line breaks for a screen's sake
+        console = Console(width=200)
+    console.print(table)
 
 
 def _print_json(value: Any) -> None:
