@@ -76,6 +76,8 @@ class ServerCore:
         finally:
             if self._metrics is not None:
                 seconds = time.perf_counter() - start
+                # The binary writes the API of REST calls in lower case.
+                api = api.lower() if entrypoint == "REST" else api
                 self._metrics.record_request(spec.name, api, entrypoint, status.name, seconds)
 
     @contextmanager

@@ -229,7 +229,8 @@ class ModelManager:
             for model in configs:
                 wanted = versions.aspired(model)  # reads the disk: not under the lock
                 with self._changed:
-                    if wanted is not None and self._configs.get(model.name) is model:
+                    still_configured = self._configs.get(model.name) is model
+                    if wanted is not None and still_configured:
                         self._reconcile(model.name, wanted)
             self._poll_now.wait(self._poll_seconds or None)
 

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import re
-
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.samples import Sample
 
 DEFAULT_PATH = "/monitoring/prometheus/metrics"
 CONTENT_TYPE = "text/plain"
 
 # TensorFlow Serving's buckets: 10 microseconds, each 1.8 times the one before.
 _MICROSECOND_BUCKETS = tuple(10 * 1.8**power for power in range(32))
-
-# prometheus_client appends "_total" to every counter; TensorFlow Serving's names have none.
-_APPENDED_TOTAL = re.compile(
-    rb"(:tensorflow:serving:request_count|:tensorflow:cc:saved_model:load_attempt_count"
-    rb"|:tensorflow:cc:saved_model:load_latency)_total"
-)
 
 
 class Metrics:
@@ -82,5 +75,25 @@ class Metrics:
             self._load_latency.labels(path).inc(round(seconds * 1e6))
 
     def page(self) -> bytes:
-        """The exposition that Prometheus scrapes."""
-        return _APPENDED_TOTAL.sub(rb"\1", prometheus_client.generate_latest(self._registry))
+        """The exposition that Prometheus scrapes, laid out as the binary lays it out.
+
+        prometheus_client's own writer sorts the labels and appends "_total" to counters, which
+        readers of TensorFlow Serving's page do not expect.
+        """
+        lines = []
+        for metric in self._registry.collect():
+            lines.append(f"# TYPE {metric.name} {metric.type}")
+            lines += [_line(sample) for sample in metric.samples]
+        return ("\n".join(lines) + "\n").encode()
+
+
+def _line(sample: Sample) -> str:
+    labels = dict(sample.labels)
+    if labels.get("le", "+Inf") != "+Inf":
+        labels["le"] = f"{float(labels['le']):g}"
+    text = ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
+    return f"{sample.name.removesuffix('_total')}{{{text}}} {sample.value:.17g}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

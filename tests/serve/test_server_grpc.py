@@ -1,0 +1,428 @@
+"""The gRPC API of the embedded server, as a client of TensorFlow Serving meets it."""
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from google.protobuf import text_format
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tensorflow.core.framework import tensor_pb2, types_pb2
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    inference_pb2,
+    predict_pb2,
+    regression_pb2,
+)
+
+Code = grpc.StatusCode
+
+
+def predict_request(model, signature="", version=None, label=None, outputs=(), **inputs):
+    request = predict_pb2.PredictRequest(output_filter=outputs)
+    request.model_spec.name = model
+    request.model_spec.signature_name = signature
+    if version is not None:
+        request.model_spec.version.value = version
+    if label is not None:
+        request.model_spec.version_label = label
+    for name, value in inputs.items():
+        request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+    return request
+
+
+def predict(server, *args, **kwargs):
+    return server.prediction.Predict(predict_request(*args, **kwargs), timeout=30)
+
+
+def refusal(call, request):
+    with pytest.raises(grpc.RpcError) as caught:
+        call(request, timeout=30)
+    return caught.value.code(), caught.value.details()
+
+
+def floats(*values):
+    return np.array(values, np.float32)
+
+
+def test_predict_answers_with_typed_fields_and_the_full_model_spec(server):
+    reply = predict(server, "zoo", x=floats(1, 2, 5))
+    assert reply.outputs["y"].float_val == [2.5, 3.0, 4.5]
+    assert reply.outputs["y"].dtype == types_pb2.DT_FLOAT
+    assert [dim.size for dim in reply.outputs["y"].tensor_shape.dim] == [3]
+    assert not reply.outputs["y"].tensor_content
+    assert reply.model_spec.name == "zoo"
+    assert reply.model_spec.version.value == 7
+    assert reply.model_spec.signature_name == "serving_default"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "dtype: DT_FLOAT tensor_shape { dim { size: 2 } } float_val: 4 float_val: 4",
+        "dtype: DT_FLOAT tensor_shape { dim { size: 2 } } float_val: 4",  # one stands for all
+        r'dtype: DT_FLOAT tensor_shape { dim { size: 2 } } tensor_content: "\0\0\x80@\0\0\x80@"',
+    ],
+)
+def test_every_way_to_write_a_tensor_is_read(server, text):
+    request = predict_request("zoo")
+    text_format.Parse(text, request.inputs["x"])
+    assert server.prediction.Predict(request).outputs["y"].float_val == [4.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "dtype: DT_FLOAT tensor_shape { dim { size: -1 } } float_val: 4",
+        "dtype: DT_FLOAT tensor_shape { unknown_rank: true } float_val: 4",
+        'dtype: DT_FLOAT tensor_shape { dim { size: 3 } } tensor_content: "four"',
+        # eight bytes that ask for 4 TB
+        "dtype: DT_FLOAT tensor_shape { dim { size: 1000000000000 } } float_val: 4",
+        "dtype: 99 tensor_shape { dim { size: 1 } } float_val: 4",
+    ],
+)
+def test_a_tensor_that_is_none_is_refused(server, text):
+    request = predict_request("zoo")
+    text_format.Parse(text, request.inputs["x"], allow_unknown_extension=True)
+    code, details = refusal(server.prediction.Predict, request)
+    assert (code, details) == (Code.INVALID_ARGUMENT, "tensor parsing error: x")
+
+
+def test_every_dtype_goes_in_and_out_unchanged(server):
+    sent = {
+        "half": np.array([1.5, -np.inf], np.float16),
+        "double": np.array([1e300, np.nan]),
+        "long": np.array([-(2**63), 2**63 - 1]),
+        "byte": np.array([0, 255], np.uint8),
+        "flag": np.array([True, False]),
+    }
+    reply = predict(server, "zoo", "types", **sent)
+    for name, array in sent.items():
+        received = tf.make_ndarray(reply.outputs[name])
+        assert received.dtype == array.dtype
+        np.testing.assert_array_equal(received, array)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (2, 3, 4), (1, 1, 1, 1, 1)])
+def test_every_shape_goes_in_and_out_unchanged(server, shape):
+    array = np.random.default_rng(0).random(shape, np.float32)
+    reply = predict(server, "zoo", "echo", x=array)
+    received = tf.make_ndarray(reply.outputs["x"])
+    assert received.shape == shape
+    np.testing.assert_array_equal(received, array)
+
+
+def test_strings_are_bytes_and_tables_are_initialized(server):
+    reply = predict(server, "zoo", "strings", text=np.array([b"cat", b"\xff\x00", b""], object))
+    assert list(reply.outputs["text"].string_val) == [b"cat", b"\xff\x00", b""]
+    assert list(reply.outputs["length"].int_val) == [3, 2, 0]
+    assert list(reply.outputs["index"].int_val) == [1, -1, -1]
+
+
+def test_output_filter_selects(server):
+    inputs = {"a": np.ones([1, 2], np.float32), "b": np.array([3], np.int32)}
+    reply = predict(server, "zoo", "two", outputs=["double"], **inputs)
+    assert reply.outputs.keys() == {"double"}
+    assert reply.outputs["double"].int_val == [6]
+    assert predict(server, "zoo", "two", **inputs).outputs.keys() == {"double", "total"}
+
+
+def test_keras_and_tf1_models_are_served(server):
+    images = np.zeros([2, 8, 8, 1], np.float32)
+    request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+    request.model_spec.name = "keras"
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    server.prediction.GetModelMetadata(request).metadata["signature_def"].Unpack(signatures)
+    (name,) = signatures.signature_def["serving_default"].inputs
+    reply = predict(server, "keras", **{name: images})
+    (output,) = reply.outputs.values()
+    assert [dim.size for dim in output.tensor_shape.dim] == [2, 3]
+    assert predict(server, "tf1", x=floats(2).reshape(1, 1)).outputs["y"].float_val == [3.0]
+
+
+def test_versions_and_labels_select(server):
+    def slope(**choice):
+        reply = predict(server, "lines", x=floats(1), **choice)
+        return reply.outputs["y"].float_val[0], reply.model_spec.version.value
+
+    assert slope() == (2.0, 2)
+    assert slope(version=1) == (1.0, 1)
+    assert slope(label="stable") == (1.0, 1)
+    assert slope(label="canary") == (2.0, 2)
+
+
+TWO = {"x": floats(1), "z": floats(1)}
+REFUSALS = [
+    (("nope",), {"x": floats(1)}, Code.NOT_FOUND, "Servable not found for request: Latest(nope)"),
+    (
+        ("zoo",),
+        {"x": floats(1), "version": 99},
+        Code.NOT_FOUND,
+        "Servable not found for request: Specific(zoo, 99)",
+    ),
+    (("",), {"x": floats(1)}, Code.INVALID_ARGUMENT, "ModelSpec has no name specified."),
+    (
+        ("lines",),
+        {"x": floats(1), "label": "x"},
+        Code.INVALID_ARGUMENT,
+        "Unrecognized servable version label: x",
+    ),
+    (
+        ("zoo", "s"),
+        {"x": floats(1)},
+        Code.FAILED_PRECONDITION,
+        'Serving signature key "s" not found.',
+    ),
+    (
+        ("zoo",),
+        TWO,
+        Code.INVALID_ARGUMENT,
+        "input size does not match signature: 2!=1 len({x,z}) != len({x}). "
+        "Sent extra: {z}. Missing but required: {}.",
+    ),
+    (
+        ("zoo", "two"),
+        {"b": np.array([1], np.int32)},
+        Code.INVALID_ARGUMENT,
+        "input size does not match signature: 1!=2 len({b}) != len({a,b}). "
+        "Sent extra: {}. Missing but required: {a}.",
+    ),
+    (
+        ("zoo",),
+        {"z": floats(1)},
+        Code.INVALID_ARGUMENT,
+        "input tensor alias not found in signature: z. Inputs expected to be in the set {x}.",
+    ),
+    (
+        ("zoo",),
+        {"x": np.array([1], np.int32)},
+        Code.INVALID_ARGUMENT,
+        "Expects arg[0] to be float but int32 is provided",
+    ),
+    (
+        ("zoo",),
+        {"x": np.array([b"a"], object)},
+        Code.INVALID_ARGUMENT,
+        "Expects arg[0] to be float but string is provided",
+    ),
+    (
+        ("zoo", "two"),
+        {"a": np.ones([1, 2], np.float32), "b": np.array([1], np.int32), "outputs": ["q"]},
+        Code.INVALID_ARGUMENT,
+        "output tensor alias not found in signature: q "
+        "Outputs expected to be in the set {double,total}.",
+    ),
+    (
+        ("zoo",),
+        {"x": floats(1), "outputs": ["y", "y"]},
+        Code.INVALID_ARGUMENT,
+        "duplicate output tensor alias: y",
+    ),
+    (
+        ("tf1", "no_method"),
+        {"x": floats(1)},
+        Code.INTERNAL,
+        "Expected prediction signature method_name to be one of {tensorflow/serving/predict, "
+        "tensorflow/serving/classify, tensorflow/serving/regress}. Was: ",
+    ),
+]
+
+
+@pytest.mark.parametrize(("args", "kwargs", "code", "details"), REFUSALS)
+def test_refusals_have_the_codes_and_texts_of_tensorflow_serving(
+    server, args, kwargs, code, details
+):
+    request = predict_request(*args, **kwargs)
+    assert refusal(server.prediction.Predict, request) == (code, details)
+
+
+def test_shapes_are_the_graphs_business(server):
+    # The signature says [None]; the graph computes elementwise and does not mind.
+    reply = predict(server, "zoo", x=np.full([2, 2], 4, np.float32))
+    assert list(reply.outputs["y"].float_val) == [4.0] * 4
+    request = predict_request("zoo", "checked", images=np.ones([1, 5], np.float32))
+    code, details = refusal(server.prediction.Predict, request)
+    assert code == Code.INVALID_ARGUMENT
+    assert "[1,5]" in details
+
+
+def test_a_long_error_still_reaches_the_client(server):
+    request = predict_request("zoo", **{f"input_{i:04}": floats(1) for i in range(2000)})
+    code, details = refusal(server.prediction.Predict, request)
+    assert code == Code.INVALID_ARGUMENT
+    assert details.endswith("...TRUNCATED")
+
+
+def test_missing_model_spec(server):
+    assert refusal(server.prediction.Predict, predict_pb2.PredictRequest()) == (
+        Code.INVALID_ARGUMENT,
+        "Missing ModelSpec",
+    )
+
+
+def metadata(server, model, *fields):
+    request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=fields)
+    request.model_spec.name = model
+    return request
+
+
+def test_metadata_is_the_savedmodels_signature_def(server, zoo):
+    reply = server.prediction.GetModelMetadata(metadata(server, "zoo", "signature_def"))
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    assert reply.metadata["signature_def"].Unpack(signatures)
+    assert (reply.model_spec.name, reply.model_spec.version.value) == ("zoo", 7)
+    saved = tf.compat.v1.saved_model.loader.load  # the file itself is the reference
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        meta_graph = saved(session, ["serve"], str(zoo / "7"))
+    assert dict(signatures.signature_def) == dict(meta_graph.signature_def)
+
+
+def test_metadata_refusals(server):
+    call = server.prediction.GetModelMetadata
+    assert refusal(call, metadata(server, "zoo")) == (
+        Code.INVALID_ARGUMENT,
+        "GetModelMetadataRequest must specify at least one metadata_field",
+    )
+    assert refusal(call, metadata(server, "zoo", "q"))[0] == Code.INVALID_ARGUMENT
+    assert refusal(call, metadata(server, "nope", "signature_def"))[0] == Code.NOT_FOUND
+
+
+def test_status(server):
+    assert server.states("lines") == {2: "AVAILABLE", 1: "AVAILABLE"}
+    request = get_model_status_pb2.GetModelStatusRequest()
+    request.model_spec.name = "lines"
+    reply = server.models.GetModelStatus(request)
+    assert [entry.version for entry in reply.model_version_status] == [2, 1]
+    assert all(entry.status.error_code == 0 for entry in reply.model_version_status)
+    request.model_spec.version.value = 1
+    (entry,) = server.models.GetModelStatus(request).model_version_status
+    assert entry.version == 1
+    request.model_spec.version.value = 3  # on disk, but not asked for by the policy
+    assert refusal(server.models.GetModelStatus, request) == (
+        Code.NOT_FOUND,
+        "Could not find version 3 of model lines",
+    )
+    request = get_model_status_pb2.GetModelStatusRequest()
+    request.model_spec.name = "nope"
+    assert refusal(server.models.GetModelStatus, request) == (
+        Code.NOT_FOUND,
+        "Could not find any versions of model nope",
+    )
+
+
+def test_standard_health_check(server):
+    stub = health_pb2_grpc.HealthStub(server.channel)
+    for service in ("", "tensorflow.serving.PredictionService"):
+        reply = stub.Check(health_pb2.HealthCheckRequest(service=service))
+        assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def add_example(request, *values):
+    for value in values:
+        example = request.input.example_list.examples.add()
+        example.features.feature["x"].float_list.value.append(value)
+
+
+def test_classify(server):
+    request = classification_pb2.ClassificationRequest()
+    request.model_spec.name = "tf1"
+    request.model_spec.signature_name = "classify_x_to_y"
+    add_example(request, 2.0, 4.0)
+    reply = server.prediction.Classify(request)
+    classes = [entry.classes[0] for entry in reply.result.classifications]
+    assert [(entry.label, entry.score) for entry in classes] == [("3.000000", 3), ("4.000000", 4)]
+    assert reply.model_spec.version.value == 123
+    assert reply.model_spec.signature_name == "classify_x_to_y"
+    request.model_spec.signature_name = "scores_only"
+    (first, _) = server.prediction.Classify(request).result.classifications
+    assert (first.classes[0].label, first.classes[0].score) == ("", 3.0)
+
+
+def test_regress(server):
+    request = regression_pb2.RegressionRequest()
+    request.model_spec.name = "tf1"
+    request.model_spec.signature_name = "regress_x_to_y"
+    add_example(request, 2.0, 5.0)
+    reply = server.prediction.Regress(request)
+    assert [entry.value for entry in reply.result.regressions] == [3.0, 4.5]
+
+
+def test_examples_share_their_context(server):
+    request = regression_pb2.RegressionRequest()
+    request.model_spec.name = "tf1"
+    request.model_spec.signature_name = "regress_x_to_y"
+    shared = request.input.example_list_with_context
+    shared.context.features.feature["x"].float_list.value.append(8.0)
+    shared.examples.add()
+    own = shared.examples.add()
+    own.features.feature["x"].float_list.value.append(2.0)
+    reply = server.prediction.Regress(request)
+    assert [entry.value for entry in reply.result.regressions] == [6.0, 3.0]
+
+
+def test_classify_and_regress_refusals(server):
+    request = regression_pb2.RegressionRequest()
+    request.model_spec.name = "tf1"
+    request.model_spec.signature_name = "regress_x_to_y"
+    assert refusal(server.prediction.Regress, request) == (
+        Code.INVALID_ARGUMENT,
+        "Input is empty.",
+    )
+    add_example(request, 1.0)
+    request.model_spec.signature_name = "nope"
+    assert refusal(server.prediction.Regress, request) == (
+        Code.INVALID_ARGUMENT,
+        "No signature was found with the name: nope",
+    )
+    request.model_spec.signature_name = "classify_x_to_y"
+    assert refusal(server.prediction.Regress, request) == (
+        Code.INVALID_ARGUMENT,
+        "Expected regression signature method_name to be tensorflow/serving/regress. "
+        "Was: tensorflow/serving/classify",
+    )
+
+
+def multi_inference(*tasks):
+    request = inference_pb2.MultiInferenceRequest()
+    for signature, method in tasks:
+        task = request.tasks.add(method_name=f"tensorflow/serving/{method}")
+        task.model_spec.name = "tf1"
+        task.model_spec.signature_name = signature
+    add_example(request, 2.0)
+    return request
+
+
+def test_multi_inference(server):
+    request = multi_inference(("regress_x_to_y2", "regress"), ("classify_x_to_y", "classify"))
+    first, second = server.prediction.MultiInference(request).results
+    assert first.regression_result.regressions[0].value == 4.0
+    assert first.model_spec.signature_name == "regress_x_to_y2"
+    assert second.classification_result.classifications[0].classes[0].score == 3.0
+    assert second.model_spec.version.value == 123
+
+
+def test_multi_inference_refusals(server):
+    call = server.prediction.MultiInference
+    twice = multi_inference(("regress_x_to_y", "regress"), ("regress_x_to_y", "regress"))
+    assert refusal(call, twice) == (
+        Code.INVALID_ARGUMENT,
+        "Duplicate evaluation of signature: regress_x_to_y",
+    )
+    unknown = multi_inference(("nope", "regress"))
+    assert refusal(call, unknown) == (
+        Code.INVALID_ARGUMENT,
+        "Requested signature not found in model graph: nope",
+    )
+    method = multi_inference(("serving_default", "predict"))
+    assert refusal(call, method) == (
+        Code.UNIMPLEMENTED,
+        "Unsupported signature method_name: tensorflow/serving/predict",
+    )
+
+
+def test_a_reply_above_grpcs_default_limit_is_sent(server):
+    array = np.arange(3_000_000, dtype=np.float32)
+    reply = predict(server, "zoo", "echo", x=array)
+    proto = tensor_pb2.TensorProto.FromString(reply.outputs["x"].SerializeToString())
+    np.testing.assert_array_equal(np.array(proto.float_val, np.float32), array)
