@@ -11,6 +11,7 @@ Exit status 0 done, 1 failed at work, 2 unusable arguments.
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from dataclasses import dataclass
@@ -94,8 +95,7 @@ class Options:
 
 
 def _default_model() -> str:
-    folders = sorted(p.parent.name for p in SAVED_MODELS.glob("*/*/saved_model.pb"))
-    models = list(dict.fromkeys(folders))
+    models = sorted({path.parent.parent.name for path in SAVED_MODELS.glob("*/*/saved_model.pb")})
     if len(models) > 1:
         raise ValueError(f"saved_models/ holds {', '.join(models)}: name one with --model")
     return models[0] if models else "default"
@@ -204,8 +204,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _fail(error: Exception, code: int, arguments: list[str]) -> int:
     if "--debug" in arguments:
         traceback.print_exception(error)
-    sentence = " ".join(str(error).split())
-    print(f"error: {sentence}", file=sys.stderr)
+    # TensorFlow wraps the sentence of an assertion in the names of the graph's nodes.
+    sentence = re.sub(r"assertion failed: \[(.*?)\]\s*\[\[.*", r"\1", str(error), flags=re.DOTALL)
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
     return code
 
 
