@@ -8,6 +8,7 @@ decoding and no augmentation.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -92,11 +93,12 @@ class Arrays:
     def subset(self, indices: np.ndarray) -> Arrays:
         return Arrays(self.images[indices], self.labels[indices])
 
+    @cached_property
     def _tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
         return on_host(self.images), on_host(self.labels)
 
     def in_order(self, batch_size: int) -> tf.data.Dataset:
-        images, labels = self._tensors()
+        images, labels = self._tensors
         dataset = tf.data.Dataset.range(steps(self.size, batch_size)).map(
             lambda step: _slice(images, labels, step * batch_size, batch_size)
         )
@@ -105,7 +107,7 @@ class Arrays:
     def epochs(
         self, plan: tf.data.Dataset, batch_size: int, seed: int, augment: Augmentation
     ) -> tf.data.Dataset:
-        images, labels = self._tensors()
+        images, labels = self._tensors
         count = steps(self.size, batch_size)
         pad = (images.shape[1] + 4) // 8  # 4 pixels of 32
 
