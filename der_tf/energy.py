@@ -12,11 +12,16 @@ from __future__ import annotations
 import tensorflow as tf
 
 
-def _logits(values) -> tf.Tensor:
-    values = tf.convert_to_tensor(values)
-    if values.shape.rank not in (None, 2):
-        raise ValueError(f"logits have shape [B, K], received shape {tuple(values.shape)}")
-    return values if values.dtype == tf.float64 else tf.cast(values, tf.float32)
+def at_least_float32(logits) -> tf.Tensor:
+    """Logits ``[B, K]`` in the precision energies are computed in: float32, or their own float64.
+
+    Raises:
+        ValueError: when the shape is not ``[B, K]``.
+    """
+    logits = tf.convert_to_tensor(logits)
+    if logits.shape.rank not in (None, 2):
+        raise ValueError(f"logits have shape [B, K], received shape {tuple(logits.shape)}")
+    return logits if logits.dtype == tf.float64 else tf.cast(logits, tf.float32)
 
 
 def marginal_energy(logits) -> tf.Tensor:
@@ -28,7 +33,7 @@ def marginal_energy(logits) -> tf.Tensor:
     Returns:
         ``[B]`` float32 (float64 for float64 logits).
     """
-    return -tf.reduce_logsumexp(_logits(logits), axis=-1)
+    return -tf.reduce_logsumexp(at_least_float32(logits), axis=-1)
 
 
 def joint_energy(logits, labels=None) -> tf.Tensor:
@@ -41,7 +46,7 @@ def joint_energy(logits, labels=None) -> tf.Tensor:
     Returns:
         ``[B]`` with labels, ``[B, K]`` without; float32 (float64 for float64 logits).
     """
-    energies = -_logits(logits)
+    energies = -at_least_float32(logits)
     if labels is None:
         return energies
     return tf.gather(energies, tf.cast(labels, tf.int32), axis=1, batch_dims=1)
@@ -79,7 +84,7 @@ def cross_entropy(logits, labels) -> tf.Tensor:
         ``[B]`` float32 (float64 for float64 logits).
     """
     return tf.nn.sparse_softmax_cross_entropy_with_logits(
-        labels=tf.cast(labels, tf.int32), logits=_logits(logits)
+        labels=tf.cast(labels, tf.int32), logits=at_least_float32(logits)
     )
 
 

@@ -28,7 +28,7 @@ def _label_and_best_other(labels: tf.Tensor, logits: tf.Tensor) -> tuple[tf.Tens
 
 def margin(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """max_{i != y} f_i - f_y, the loss of Carlini & Wagner (2017, f_6); positive once it errs."""
-    of_label, best_other = _label_and_best_other(labels, tf.cast(logits, tf.float32))
+    of_label, best_other = _label_and_best_other(labels, energy.at_least_float32(logits))
     return best_other - of_label
 
 
@@ -38,7 +38,7 @@ def difference_of_logits_ratio(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tenso
     Raises:
         ValueError: with fewer than three classes.
     """
-    logits = tf.cast(logits, tf.float32)
+    logits = energy.at_least_float32(logits)
     if logits.shape[1] is not None and logits.shape[1] < 3:
         raise ValueError(
             f"the dlr loss needs at least 3 classes; received logits of {logits.shape[1]}"
@@ -55,8 +55,8 @@ def kl_divergence(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         labels: here the *logits* ``[B, K]`` of the natural images.
         logits: ``[B, K]`` of the adversarial ones.
     """
-    natural = tf.nn.log_softmax(tf.cast(labels, tf.float32))
-    adversarial = tf.nn.log_softmax(tf.cast(logits, tf.float32))
+    natural = tf.nn.log_softmax(energy.at_least_float32(labels))
+    adversarial = tf.nn.log_softmax(energy.at_least_float32(logits))
     return tf.reduce_sum(tf.exp(natural) * (natural - adversarial), axis=1)
 
 

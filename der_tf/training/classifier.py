@@ -174,6 +174,17 @@ class RobustClassifier(keras.Model):
             )
         return cls(**config)
 
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        # Keras finds the input shape by averaging a batch over the replicas, which its own call
+        # cannot do under MultiWorkerMirroredStrategy. With the network built, the optimizer is
+        # all that is left to build.
+        if _is_multi_worker(self.distribute_strategy) and self.network.built:
+            if self.optimizer is not None and not self.optimizer.built:
+                with self.distribute_strategy.scope():
+                    self.optimizer.build(self.trainable_variables)
+            return
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+
     def _unpack(self, data: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if self.loss is not None:
@@ -256,7 +267,15 @@ class RobustClassifier(keras.Model):
         if natural is not None and self._user_metrics():
             _, _, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
             self._compile_metrics.update_state(y, natural, sample_weight)
-        return self.get_metrics_result()
+        results = self.get_metrics_result()
+        if _is_multi_worker(self.distribute_strategy):
+            # Keras averages over the 0th dimension of each worker's results there.
+            results = {name: tf.reshape(value, [1]) for name, value in results.items()}
+        return results
+
+
+def _is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 def _correct(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

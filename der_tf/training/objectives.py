@@ -25,7 +25,7 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float) 
     loss = energy.cross_entropy(logits, labels)
     if label_smoothing == 0:
         return loss
-    uniform = -tf.reduce_mean(tf.nn.log_softmax(tf.cast(logits, tf.float32)), axis=1)
+    uniform = -tf.reduce_mean(tf.nn.log_softmax(energy.at_least_float32(logits)), axis=1)
     return (1 - label_smoothing) * loss + label_smoothing * uniform
 
 
@@ -108,13 +108,13 @@ class MART(Objective):
     beta: float = 5.0
 
     def __call__(self, labels, natural_logits, adversarial_logits):
-        adversarial = tf.nn.softmax(tf.cast(adversarial_logits, tf.float32))
+        adversarial = tf.nn.softmax(energy.at_least_float32(adversarial_logits))
         is_label = tf.one_hot(labels, tf.shape(adversarial)[1], on_value=True, off_value=False)
         runner_up = tf.reduce_max(tf.where(is_label, 0.0, adversarial), axis=1)
         boosted = cross_entropy(labels, adversarial_logits, self.label_smoothing) - tf.math.log(
             1.0001 - runner_up  # the constants of the reference code keep both logarithms finite
         )
-        natural = tf.nn.softmax(tf.cast(natural_logits, tf.float32))
+        natural = tf.nn.softmax(energy.at_least_float32(natural_logits))
         doubt = 1.0000001 - tf.gather(natural, labels, axis=1, batch_dims=1)
         return boosted + self.beta * doubt * kl_divergence(natural_logits, adversarial_logits)
 
