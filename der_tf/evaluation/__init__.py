@@ -1,0 +1,14 @@
+"""Robustness of a model: accuracy and energies under attacks, worst case over them."""
+
+from der_tf.evaluation.report import to_dict, to_markdown, wilson_interval
+from der_tf.evaluation.robustness import AttackResult, Evaluation, NaturalResult, evaluate
+
+__all__ = [
+    "AttackResult",
+    "Evaluation",
+    "NaturalResult",
+    "evaluate",
+    "to_dict",
+    "to_markdown",
+    "wilson_interval",
+]

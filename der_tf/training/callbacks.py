@@ -88,6 +88,7 @@ class SaveState(keras.callbacks.Callback):
         # Keras sets the sums of the metrics to zero when an epoch begins and again when it is
         # validated; an epoch that goes on in the middle goes on with those it had.
         self._sums: list[np.ndarray] | None = None
+        self._unsaved = False
 
     def set_model(self, model) -> None:
         super().set_model(model)
@@ -103,6 +104,7 @@ class SaveState(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None) -> None:
         self._step = self._first + batch + 1
+        self._unsaved = True
         self._signals.check()
         if self._seconds and self._clock() - self._saved_at >= self._seconds:
             self.save_position()
@@ -115,14 +117,18 @@ class SaveState(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         self._sums = None
-        self._checkpoints.save(epoch + 1, 0)
-        self._saved_at = self._clock()
+        self._save(epoch + 1, 0)
 
     def save_position(self) -> None:
         """Save where training stands: within an epoch, or at the end of one not yet validated."""
-        self._restore_sums()
-        self._checkpoints.save(self._epoch, self._step)
+        if self._unsaved:
+            self._restore_sums()
+            self._save(self._epoch, self._step)
+
+    def _save(self, epoch: int, step: int) -> None:
+        self._checkpoints.save(epoch, step)
         self._saved_at = self._clock()
+        self._unsaved = False
 
     def _metric_sums(self) -> list[np.ndarray]:
         return [keras.ops.convert_to_numpy(v) for v in self.model.metrics_variables]

@@ -24,10 +24,17 @@ class Checkpoints:
     Args:
         directory: where the checkpoints lie; made when the first is saved.
         model: a compiled ``keras.Model`` with a built optimizer.
+        restore_from: where to restore from. Default None: ``directory``.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], model: keras.Model) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        model: keras.Model,
+        restore_from: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.directory = Path(directory)
+        self._source = Path(restore_from or directory)
         variables = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
         self._variables = [variable.value for variable in variables]
         self._epoch = tf.Variable(0, dtype=tf.int64)
@@ -88,12 +95,12 @@ class Checkpoints:
         Raises:
             RunError: when no checkpoint fits this model or none is readable.
         """
-        if not self.directory.exists():
-            return False
-        with writing(self.directory):
-            self._sweep()
+        if self.directory.exists():
+            with writing(self.directory):
+                self._sweep()
+        found = tf.train.get_checkpoint_state(str(self._source))
         failure: Exception | None = None
-        for path in reversed(self._manager.checkpoints):
+        for path in reversed(found.all_model_checkpoint_paths if found else []):
             try:
                 self._checkpoint.restore(path).assert_consumed()
                 return True
@@ -101,7 +108,7 @@ class Checkpoints:
                 failure = failure or error
         if failure is not None:
             raise RunError(
-                f"no checkpoint in {self.directory} can be restored: {str(failure).splitlines()[0]}"
+                f"no checkpoint in {self._source} can be restored: {str(failure).splitlines()[0]}"
             ) from failure
         return False
 

@@ -26,7 +26,7 @@ class Signals:
     """Turns SIGTERM and SIGINT into :class:`Interrupted`, at once or where the work allows it.
 
     Within :meth:`deferred` a signal is only noted, until :meth:`check` is called; elsewhere it
-    raises immediately. A second SIGINT always raises.
+    raises immediately. A second one ends even deferred work, with KeyboardInterrupt.
     """
 
     def __init__(self) -> None:
@@ -45,9 +45,10 @@ class Signals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        again = self._received is not None and number == signal.SIGINT
+        if self._received is not None:
+            raise KeyboardInterrupt
         self._received = number
-        if again or not self._deferring:
+        if not self._deferring:
             raise Interrupted(number)
 
     @contextlib.contextmanager

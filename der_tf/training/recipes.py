@@ -27,6 +27,7 @@ class Configuration:
     dataset: str = "digits"
     data_dir: str | None = None
     limit_train: int | None = None
+    image_size: int | None = None
     seed: int = 0
     recipe: str = "rs_fgsm"
     # The attack in training, and the ball of every attack of the run.
@@ -177,6 +178,11 @@ def resolve(given: Mapping[str, Any]) -> Configuration:
     filled = {**DER_DEFAULTS.get(filled["attack"], {}), **filled}
     if filled.get("norm") == "l2" and "epsilon" not in given:
         filled["epsilon"] = L2_EPSILON
+    if filled.get("norm") != "l2" and filled["epsilon"] > 1:
+        raise ValueError(
+            f"epsilon is in pixels of [0, 1]; received {filled['epsilon']:g} "
+            f"(did you mean {filled['epsilon']:g}/255?)"
+        )
     for name, reason in _unread(filled).items():
         if name in given:
             raise ValueError(f"{option(name)} {reason}; received {given[name]}")

@@ -25,9 +25,10 @@ class Pace(keras.callbacks.Callback):
     Put it first in the list.
     """
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int, train_size: int) -> None:
         super().__init__()
         self._batch_size = batch_size
+        self._train_size = train_size
 
     def on_epoch_begin(self, epoch, logs=None) -> None:
         self._began = self._trained = time.perf_counter()
@@ -45,7 +46,9 @@ class Pace(keras.callbacks.Callback):
             keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
         )
         logs["seconds"] = time.perf_counter() - self._began
-        logs["images_per_second"] = self._batches * self._batch_size / seconds if seconds else 0.0
+        # The last batch of an epoch may be a partial one.
+        images = min(self._batches * self._batch_size, self._train_size)
+        logs["images_per_second"] = images / seconds if seconds else 0.0
 
 
 class MetricsFile(keras.callbacks.Callback):
@@ -131,7 +134,6 @@ class ProgressLines(keras.callbacks.Callback):
 
     Args:
         epochs: of the whole run.
-        steps_per_epoch: of a whole epoch.
         seconds: at most this much time without a line.
         write: takes a line.
     """
@@ -139,13 +141,11 @@ class ProgressLines(keras.callbacks.Callback):
     def __init__(
         self,
         epochs: int,
-        steps_per_epoch: int,
         seconds: float = 30.0,
         write: Callable[[str], None] = lambda line: print(line, flush=True),
     ) -> None:
         super().__init__()
         self._epochs = epochs
-        self._steps = steps_per_epoch
         self._seconds = seconds
         self._write = write
 

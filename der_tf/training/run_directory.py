@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -114,16 +115,24 @@ class RunDirectory:
         A folder that is still empty at the end is removed again.
 
         Raises:
-            OSError: when it cannot be made or written to.
-            BlockingIOError: when another process holds it.
+            ValueError: when it cannot be made or written to, or another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        if not os.access(self.path, os.W_OK):
-            raise PermissionError(13, os.strerror(13), str(self.path))
-        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise ValueError(
+                f"--run-dir is a folder to write to; received {self.path}: {error.strerror}"
+            ) from error
         try:
             # The system releases this lock with the process, however that ends.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ValueError(f"another process is training in {self.path}") from None
+        try:
             yield
         finally:
             os.close(descriptor)

@@ -1,0 +1,140 @@
+"""What the commands share: values of options, error lines, a quiet TensorFlow, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter, validators
+
+from der_tf.training.faults import RunError
+
+if TYPE_CHECKING:
+    from der_tf.evaluation.robustness import Progress
+
+
+class UsageError(ValueError):
+    """The arguments cannot be used: exit status 2."""
+
+
+@contextlib.contextmanager
+def preparing() -> Iterator[None]:
+    """Before the work begins, a value or file that is refused is an argument that was wrong."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise UsageError(what) from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def fraction(type_: Any, tokens: Sequence[Any]) -> float:
+    """``8/255`` or ``0.031`` as a number."""
+    text = tokens[0].value
+    try:
+        return float(Fraction(text.replace(" ", "")))
+    except (ValueError, ZeroDivisionError):
+        pass
+    raise ValueError(f"received {text!r}, accepted are numbers such as 8/255 or 0.031")
+
+
+Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+Whole = Annotated[int, Parameter(validator=validators.Number(gte=0))]
+NotNegative = Annotated[float, Parameter(converter=fraction, validator=validators.Number(gte=0))]
+Share = Annotated[float, Parameter(converter=fraction, validator=validators.Number(gte=0, lt=1))]
+
+
+def show_error(error: BaseException, debug: bool, status: int) -> int:
+    """Print an error as one line on stderr, after its traceback where that is wanted."""
+    if debug:
+        traceback.print_exception(error)
+    text = " ".join(str(error).split())
+    expected = isinstance(error, RunError) or status == 2
+    if not expected:
+        kind = type(error).__name__
+        text = f"{kind}: {text}" if text else kind
+        if not debug and status == 1:
+            text += " (--debug shows where)"
+    print(f"der-tf: {text}", file=sys.stderr)
+    return status
+
+
+def load_tensorflow(debug: bool = False) -> None:
+    """Import TensorFlow without its messages about this machine, which nobody asked for.
+
+    Those of its native start-up obey no setting, so they are kept from stderr while it is being
+    imported, and shown when that fails.
+    """
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    if debug:
+        import tensorflow
+
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with tempfile.TemporaryFile() as kept:
+        stderr = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        except BaseException:
+            kept.seek(0)
+            os.write(stderr, kept.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+    # What TensorFlow and its data sets say in Python.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
+
+def say(text: str) -> None:
+    """A line of progress, at once."""
+    print(text, flush=True)
+
+
+@contextlib.contextmanager
+def attack_progress(names: Sequence[str]) -> Iterator[Progress]:
+    """A bar an attack on a terminal, else a line every ten seconds."""
+    if not sys.stdout.isatty():
+        spoke = time.monotonic()
+
+        def speak(name: str, done: int, total: int | None) -> None:
+            nonlocal spoke
+            if time.monotonic() - spoke >= 10:
+                say(f"{name}: {done} of {total or 'unknown'} images")
+                spoke = time.monotonic()
+
+        yield speak
+        return
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn()) as bars:
+        tasks = {name: bars.add_task(name, total=None) for name in names}
+        yield lambda name, done, total: bars.update(tasks[name], completed=done, total=total)
+
+
+def show_table(report: dict[str, Any], title: str) -> None:
+    """An evaluation's report as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from der_tf.evaluation.report import HEADER, rows
+
+    table = Table(title=title, title_justify="left")
+    for column in HEADER:
+        table.add_column(column, justify="left" if column == "images" else "right")
+    for row in rows(report):
+        table.add_row(*row)
+    Console().print(table)

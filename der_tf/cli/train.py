@@ -1,0 +1,203 @@
+"""``der-tf train``: from options to a measured, exported, robust classifier."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from der_tf.cli import next_steps
+from der_tf.cli.console import attack_progress, load_tensorflow, preparing, say, show_table
+from der_tf.cli.train_options import TrainOptions
+from der_tf.files import write_text
+from der_tf.training import workers
+from der_tf.training.faults import RunError, Signals, writing
+from der_tf.training.recipes import Configuration
+from der_tf.training.run_directory import RunDirectory, configure, default_path, versions
+
+if TYPE_CHECKING:
+    from der_tf.data import ImageData
+    from der_tf.training.run import Training
+
+
+def train(*, options: TrainOptions = TrainOptions()) -> None:  # noqa: B008 (it is immutable)
+    """Train a robust classifier, measure it on the test set, export it.
+
+    Without arguments: RS-FGSM with DER on the digits that come with scikit-learn, in a minute.
+    A run that was stopped goes on with `der-tf train --run-dir RUN`.
+    """
+    given = {
+        field.name: getattr(options, field.name) for field in dataclasses.fields(Configuration)
+    }
+    if options.data_dir is not None:
+        given["data_dir"] = str(options.data_dir)
+    with Signals() as signals, contextlib.ExitStack() as held:
+        with preparing():
+            directory = RunDirectory(options.run_dir) if options.run_dir else None
+            config = configure(given, None if options.no_resume else directory)
+            directory = directory or RunDirectory(default_path(config))
+            if options.no_resume and (old := directory.set_aside()):
+                say(f"The run in {directory.path} is now {old}")
+            # What another worker writes is thrown away, but it has to write: reading the
+            # variables to save is work of all workers together.
+            own = directory
+            if not workers.is_chief():
+                own = RunDirectory(Path(held.enter_context(tempfile.TemporaryDirectory())))
+            held.enter_context(own.held())
+        say("Loading TensorFlow ...")
+        load_tensorflow(options.debug)
+        dataset = _train(config, directory, own, signals, options.checkpoint_minutes)
+        if workers.is_chief():
+            report = _measured(config, directory, dataset)
+            if not options.no_export:
+                name = options.model_name or config.name
+                _exported(config, directory, dataset, report, options.export_dir / name)
+            say("")
+            show_table(report, f"{dataset.name}: all {dataset.test_size:,} test images, best.keras")
+            for line in next_steps.after_training(directory.path, report.get("export")):
+                say(line)
+
+
+def _train(
+    config: Configuration,
+    directory: RunDirectory,
+    own: RunDirectory,
+    signals: Signals,
+    checkpoint_minutes: float,
+) -> ImageData:
+    """Train what is left to train."""
+    from der_tf.training import run
+
+    with preparing():
+        run.training_attack(config)
+        run.outer_objective(config)
+        dataset = run.load_data(config)
+        if directory.last.exists():
+            say(f"The run in {directory.path} is finished: nothing is trained again")
+            return dataset
+        training = run.Training(
+            config, own, dataset, signals, checkpoint_minutes, restore_from=directory.checkpoints
+        )
+    record = directory.record()
+    if record is None:
+        with writing(own.config):
+            own.write_record(config, sys.argv[1:])
+    else:
+        _note_other_versions(record)
+    _announce(training, directory)
+    training.run()
+    return dataset
+
+
+def _note_other_versions(record: dict[str, Any]) -> None:
+    now = versions()
+    for package, then in record.get("versions", {}).items():
+        if now.get(package) != then:
+            say(
+                f"Note: the run began with {package} {then}, now {now.get(package)}: it may end "
+                "with other last digits"
+            )
+
+
+def _announce(training: Training, directory: RunDirectory) -> None:
+    config, data, model = training.config, training.dataset, training.model
+    shape = " x ".join(map(str, data.input_shape))
+    say(
+        f"{data.name}: {data.train_size:,} training, {data.validation_size:,} validation, "
+        f"{data.test_size:,} test images of {shape}, {data.num_classes} classes"
+    )
+    der = "no DER"
+    if config.der_weight:
+        der = (
+            f"DER {config.der_weight:g} ({config.der_penalty}, marginal {config.der_marginal:g}, "
+            f"joint {config.der_joint:g}, reference {config.der_reference})"
+        )
+    say(
+        f"{config.model}, {model.network.count_params():,} parameters; {config.attack} at "
+        f"{config.norm} {config.epsilon:.4g}, {config.objective}, {der}"
+    )
+    place = f"from epoch {training.checkpoints.epoch + 1}, step {training.checkpoints.step}"
+    say(
+        f"{config.epochs} epochs of {data.steps_per_epoch} steps, "
+        f"{place if training.resumed else 'from the start'}; run directory {directory.path}"
+    )
+
+
+def _measured(config: Configuration, directory: RunDirectory, dataset: ImageData) -> dict[str, Any]:
+    """The content of evaluation.json, made if it is not there."""
+    if directory.evaluation.exists():
+        try:
+            return json.loads(directory.evaluation.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"{directory.evaluation} cannot be read: {error}") from error
+    import keras
+
+    from der_tf import attacks
+    from der_tf.evaluation import evaluate, to_dict
+
+    attack = attacks.get(
+        "pgd",
+        epsilon=config.epsilon,
+        norm=config.norm,
+        steps=config.evaluation_steps,
+        restarts=config.evaluation_restarts,
+    )
+    say(f"Measuring best.keras on the test set, once: {config.evaluation_steps} steps of PGD")
+    network = keras.models.load_model(directory.best, compile=False)
+    with attack_progress(["pgd"]) as progress:
+        result = evaluate(
+            network,
+            dataset.test,
+            attacks={"pgd": attack},
+            seed=config.seed,
+            progress=lambda name, done, _: progress(name, done, dataset.test_size),
+        )
+    report = {
+        "schema": 1,
+        "model": directory.best.name,
+        "dataset": config.dataset,
+        "split": "test",
+        "seed": config.seed,
+        **to_dict(result),
+    }
+    _write_report(directory, report)
+    return report
+
+
+def _exported(
+    config: Configuration,
+    directory: RunDirectory,
+    dataset: ImageData,
+    report: dict[str, Any],
+    path: Path,
+) -> None:
+    """Export unless this run did; where to stands in evaluation.json."""
+    if "export" in report and Path(report["export"]).exists():
+        return
+    import keras
+
+    from der_tf.export import export
+
+    say(f"Exporting to {path} ...")
+    network = keras.models.load_model(directory.best, compile=False)
+    with writing(path):
+        version = export(
+            network,
+            path,
+            class_names=dataset.class_names,
+            card={
+                "training": dataclasses.asdict(config),
+                "evaluation": {name: report[name] for name in ("images", "natural", "attacks")},
+            },
+        )
+    report["export"] = str(version)
+    _write_report(directory, report)
+
+
+def _write_report(directory: RunDirectory, report: dict[str, Any]) -> None:
+    with writing(directory.evaluation):
+        write_text(directory.evaluation, json.dumps(report, indent=2) + "\n")

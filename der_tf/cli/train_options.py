@@ -1,0 +1,295 @@
+"""The options of ``der-tf train``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter
+
+from der_tf.cli.console import Count, NotNegative, Share, Whole
+
+_DATA = Group("Data", sort_key=1)
+_ATTACK = Group("Attack in training", sort_key=2)
+_LOSS = Group("Outer loss and DER", sort_key=3)
+_NETWORK = Group("Network and optimization", sort_key=4)
+_MEASURE = Group("Measurement (PGD in the same ball)", sort_key=5)
+_RUN = Group("Run", sort_key=6)
+
+
+def _option(group: Group, help: str) -> Parameter:
+    return Parameter(group=group, help=help)
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Options by the names of :class:`~der_tf.training.recipes.Configuration`, and of the run.
+
+    None: not given. Then the data set decides, else the recipe, as the help texts say.
+    """
+
+    dataset: Annotated[
+        str | None,
+        _option(
+            _DATA,
+            "digits, cifar10, cifar100, imagenet, folder, or any image-classification data set of "
+            "TFDS. Default: digits.",
+        ),
+    ] = None
+    data_dir: Annotated[
+        Path | None,
+        _option(
+            _DATA,
+            "Where the prepared data sets lie; for folder, the folder with train/CLASS/*. Default: "
+            "that of TFDS.",
+        ),
+    ] = None
+    limit_train: Annotated[
+        Count | None, _option(_DATA, "Train on this many images only. Default: all.")
+    ] = None
+    image_size: Annotated[
+        Count | None,
+        _option(
+            _DATA, "Side in pixels that folder and TFDS images get. Default: their own, or 224."
+        ),
+    ] = None
+    seed: Annotated[
+        Whole | None,
+        _option(_DATA, "Of the first weights, order, augmentation and attacks. Default: 0."),
+    ] = None
+
+    attack: Annotated[
+        str | None,
+        _option(
+            _ATTACK,
+            "fgsm, rs_fgsm, n_fgsm, pgd, mim or trades; it also chooses the recipe. Default: the "
+            "recipe's, rs_fgsm without one.",
+        ),
+    ] = None
+    epsilon: Annotated[
+        NotNegative | None,
+        _option(
+            _ATTACK,
+            "Radius of the ball in pixels of [0, 1], such as 8/255 or 0.031. Default: the data "
+            "set's: 8/255, digits 0.1, imagenet 4/255; 128/255 in l2.",
+        ),
+    ] = None
+    norm: Annotated[
+        Literal["linf", "l2"] | None, _option(_ATTACK, "Norm of the ball. Default: linf.")
+    ] = None
+    step_size: Annotated[
+        NotNegative | None,
+        _option(
+            _ATTACK,
+            "Step of the attack in pixels. Default: the attack's: rs_fgsm 1.25 epsilon, n_fgsm "
+            "epsilon, pgd and mim epsilon/4, trades 0.223 epsilon.",
+        ),
+    ] = None
+    steps: Annotated[
+        Count | None, _option(_ATTACK, "Steps of a multi-step attack. Default: the recipe's: 10.")
+    ] = None
+    attack_batch_norm: Annotated[
+        Literal["train", "inference"] | None,
+        _option(
+            _ATTACK,
+            "Mode of batch norm while the attack runs. Default: the recipe's: train, for trades "
+            "and weat inference.",
+        ),
+    ] = None
+
+    objective: Annotated[
+        str | None,
+        _option(_LOSS, "madry, trades, mart or weat. Default: the recipe's: madry, trades, weat."),
+    ] = None
+    beta: Annotated[
+        NotNegative | None,
+        _option(
+            _LOSS, "Weight of the divergence in trades, mart and weat. Default: 6, for mart 5."
+        ),
+    ] = None
+    label_smoothing: Annotated[
+        Share | None, _option(_LOSS, "Share of the uniform distribution in the target. Default: 0.")
+    ] = None
+    der_weight: Annotated[
+        NotNegative | None,
+        _option(
+            _LOSS,
+            "Weight of the Delta Energy Regularizer; 0 turns it off. Default: for rs_fgsm and fgsm "
+            "10, n_fgsm 5, multi-step attacks 0.",
+        ),
+    ] = None
+    der_penalty: Annotated[
+        Literal["squared", "absolute", "huber", "hinge", "squared_hinge"] | None,
+        _option(_LOSS, "Penalty on a delta energy. Default: squared."),
+    ] = None
+    der_reference: Annotated[
+        Literal["natural", "start", "interior"] | None,
+        _option(
+            _LOSS,
+            "Point that x* is compared with: x, the attack's start, or one between x and x*. "
+            "Default: start for rs_fgsm, else natural.",
+        ),
+    ] = None
+    der_marginal: Annotated[
+        NotNegative | None, _option(_LOSS, "Weight of dE(x) within DER. Default: 0.")
+    ] = None
+    der_joint: Annotated[
+        NotNegative | None, _option(_LOSS, "Weight of dE(x, y) within DER. Default: 1.")
+    ] = None
+    der_warmup_epochs: Annotated[
+        NotNegative | None,
+        _option(_LOSS, "Epochs over which the weight of DER rises from 0. Default: 0."),
+    ] = None
+
+    recipe: Annotated[
+        Literal["rs_fgsm", "fgsm", "n_fgsm", "pgd", "trades", "weat"] | None,
+        _option(
+            _NETWORK,
+            "Published setting that fills in what is not given. Default: the attack's, pgd for an "
+            "attack without one.",
+        ),
+    ] = None
+    model: Annotated[
+        str | None,
+        _option(
+            _NETWORK,
+            "convnet, preact_resnet18, resnet50 or wide_resnet-DEPTH-WIDTH. Default: the data "
+            "set's: preact_resnet18, digits convnet, imagenet resnet50.",
+        ),
+    ] = None
+    width: Annotated[
+        Count | None,
+        _option(
+            _NETWORK,
+            "Filters of the first stage of convnet and preact_resnet18. Default: the model's: "
+            "32 and 64.",
+        ),
+    ] = None
+    epochs: Annotated[
+        Count | None,
+        _option(
+            _NETWORK,
+            "Passes over the training set. Default: the recipe's: rs_fgsm, fgsm and n_fgsm 30, pgd "
+            "200, trades and weat 100; digits 30.",
+        ),
+    ] = None
+    batch_size: Annotated[
+        Count | None,
+        _option(_NETWORK, "Images a step, over all devices. Default: 128, digits 64."),
+    ] = None
+    learning_rate: Annotated[
+        NotNegative | None,
+        _option(
+            _NETWORK,
+            "Highest learning rate. Default: the recipe's: rs_fgsm, fgsm and n_fgsm 0.2, else 0.1; "
+            "digits 0.05.",
+        ),
+    ] = None
+    schedule: Annotated[
+        Literal["cyclic", "piecewise", "one_cycle", "constant"] | None,
+        _option(
+            _NETWORK,
+            "Of the learning rate, step by step. Default: the recipe's: cyclic for rs_fgsm, fgsm "
+            "and n_fgsm, one_cycle for weat, else piecewise.",
+        ),
+    ] = None
+    milestones: Annotated[
+        tuple[float, ...] | None,
+        Parameter(
+            group=_NETWORK,
+            help="Shares of the epochs after which a piecewise learning rate is divided by 10. "
+            "Default: the recipe's: 0.5 0.75, for trades 0.75 0.9.",
+            consume_multiple=True,
+            negative="",
+        ),
+    ] = None
+    momentum: Annotated[Share | None, _option(_NETWORK, "Of SGD. Default: 0.9.")] = None
+    weight_decay: Annotated[
+        NotNegative | None,
+        _option(_NETWORK, "Coupled, as in PyTorch's SGD. Default: 5e-4, for trades 2e-4."),
+    ] = None
+    ema: Annotated[
+        Share | None,
+        _option(
+            _NETWORK,
+            "Momentum of averaged weights, such as 0.999, which are then validated and saved. "
+            "Default: 0: off.",
+        ),
+    ] = None
+    mixed_precision: Annotated[
+        bool | None,
+        Parameter(
+            group=_NETWORK, help="Compute in float16 with loss scaling. Default: no.", negative=""
+        ),
+    ] = None
+    steps_per_execution: Annotated[
+        Count | None,
+        _option(_NETWORK, "Steps between two looks at the loss and for signals. Default: 1."),
+    ] = None
+
+    validation_steps: Annotated[
+        Count | None, _option(_MEASURE, "PGD steps after each epoch. Default: 10.")
+    ] = None
+    evaluation_steps: Annotated[
+        Count | None, _option(_MEASURE, "PGD steps on the test set. Default: 20, digits 50.")
+    ] = None
+    evaluation_restarts: Annotated[
+        Count | None, _option(_MEASURE, "PGD restarts on the test set. Default: 1, digits 10.")
+    ] = None
+
+    run_dir: Annotated[
+        Path | None,
+        _option(
+            _RUN,
+            "Folder of the run; one that holds a run goes on where it stood. Default: "
+            "runs/DATASET-ATTACK-TIME.",
+        ),
+    ] = None
+    no_resume: Annotated[
+        bool,
+        Parameter(
+            group=_RUN,
+            help="Set a run in --run-dir aside and start anew. Default: go on with it.",
+            negative="",
+            show_default=False,
+        ),
+    ] = False
+    checkpoint_minutes: Annotated[
+        NotNegative,
+        Parameter(
+            group=_RUN,
+            help="Save within an epoch after so many minutes; 0: at its end only. Default: 10.",
+            show_default=False,
+        ),
+    ] = 10.0
+    export_dir: Annotated[
+        Path,
+        Parameter(
+            group=_RUN,
+            help="Folder that gets NAME/VERSION. Default: saved_models.",
+            show_default=False,
+        ),
+    ] = Path("saved_models")
+    model_name: Annotated[
+        str | None, _option(_RUN, "Name of the exported model. Default: DATASET-ATTACK.")
+    ] = None
+    no_export: Annotated[
+        bool,
+        Parameter(
+            group=_RUN,
+            help="Write no SavedModel. Default: write one.",
+            negative="",
+            show_default=False,
+        ),
+    ] = False
+    debug: Annotated[
+        bool,
+        Parameter(
+            group=_RUN,
+            help="Show TensorFlow's messages, and the traceback of an error. Default: no.",
+            negative="",
+            show_default=False,
+        ),
+    ] = False

@@ -1,0 +1,109 @@
+"""An evaluation as JSON, as Markdown and as rows of a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from der_tf.evaluation.robustness import Evaluation
+
+HEADER = ("images", "accuracy", "95 % interval", "dE(x)", "dE(x, y)", "abnormal")
+
+
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """The 95 % score interval of a share (Wilson, 1927), right also near 0 and 1.
+
+    Args:
+        correct: successes.
+        total: trials, at least 1.
+    """
+    interval = stats.binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def to_dict(evaluation: Evaluation) -> dict[str, Any]:
+    """Accuracies with their intervals, configurations, and means over the images, for JSON."""
+    natural = evaluation.natural
+    return {
+        "images": evaluation.size,
+        "natural": {
+            **_share(natural.correct),
+            "marginal_energy": float(natural.marginal_energy.mean()),
+            "joint_energy": float(natural.joint_energy.mean()),
+        },
+        "attacks": {
+            name: {
+                **_share(~result.success),
+                "config": _config(result.attack),
+                "marginal_energy": float(result.marginal_energy.mean()),
+                "joint_energy": float(result.joint_energy.mean()),
+                "delta_marginal_energy": float(result.delta_marginal_energy.mean()),
+                "delta_joint_energy": float(result.delta_joint_energy.mean()),
+                "abnormal_fraction": float(result.abnormal.mean()),
+            }
+            for name, result in evaluation.attacks.items()
+        },
+        "worst_case": _share(~evaluation.worst_case_success),
+    }
+
+
+def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Rows under :data:`HEADER` of what :func:`to_dict` gives: natural, each attack, worst case."""
+    found = [("natural", *_accuracy(report["natural"]), "", "", "")]
+    for name, result in report["attacks"].items():
+        found.append(
+            (
+                f"{name} ({_describe(result['config'])})",
+                *_accuracy(result),
+                f"{result['delta_marginal_energy']:+.3f}",
+                f"{result['delta_joint_energy']:+.3f}",
+                f"{100 * result['abnormal_fraction']:.1f} %",
+            )
+        )
+    if len(report["attacks"]) > 1:
+        found.append(("worst case", *_accuracy(report["worst_case"]), "", "", ""))
+    return found
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    """The rows as a Markdown table."""
+    lines = [HEADER, ("---",) * len(HEADER), *rows(report)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _share(correct: np.ndarray) -> dict[str, Any]:
+    count = int(correct.sum())
+    low, high = wilson_interval(count, len(correct))
+    return {"correct": count, "accuracy": count / len(correct), "interval": [low, high]}
+
+
+def _accuracy(result: dict[str, Any]) -> tuple[str, str]:
+    low, high = result["interval"]
+    return f"{100 * result['accuracy']:.2f} %", f"{100 * low:.2f} – {100 * high:.2f} %"
+
+
+def _config(attack: Any) -> dict[str, Any]:
+    return (
+        dataclasses.asdict(attack) if dataclasses.is_dataclass(attack) else {"attack": repr(attack)}
+    )  # type: ignore[arg-type]
+
+
+def _describe(config: dict[str, Any]) -> str:
+    """What tells one table from another: radius, steps, restarts."""
+    if "epsilon" not in config:
+        return "own"
+    parts = [f"{config['norm']} {_fraction(config['epsilon'])}"]
+    if "steps" in config:
+        parts.append(f"{config['steps']} steps")
+    if config.get("restarts", 1) > 1:
+        parts.append(f"{config['restarts']} restarts")
+    return ", ".join(parts)
+
+
+def _fraction(value: float) -> str:
+    """8/255 as such, other numbers to four digits."""
+    levels = value * 255
+    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{value:.4g}"

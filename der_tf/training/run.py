@@ -1,0 +1,250 @@
+"""A training from its configuration: built, resumed where it stood, and kept in a run directory."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from der_tf import attacks, data, models
+from der_tf.training import objectives, schedules, workers
+from der_tf.training.averages import ValidateAverages
+from der_tf.training.callbacks import SaveBest, SaveState, StopOnNonFinite, save_network
+from der_tf.training.checkpoints import Checkpoints
+from der_tf.training.classifier import RobustClassifier
+from der_tf.training.faults import Interrupted, Signals
+from der_tf.training.figures import training_curves
+from der_tf.training.optimizers import CoupledSGD
+from der_tf.training.recipes import Configuration
+from der_tf.training.records import MetricsFile, Pace, ProgressLines, TensorBoard, read_metrics
+from der_tf.training.regularizers import DeltaEnergy
+from der_tf.training.run_directory import RunDirectory
+
+# dE(x) of so many validation images goes into the histograms of an epoch.
+HISTOGRAM_IMAGES = 256
+
+
+def choose_strategy() -> tf.distribute.Strategy:
+    """Several workers if TF_CONFIG names them, all GPUs if there are several, else one device."""
+    if workers.several():
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if len(tf.config.list_physical_devices("GPU")) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def training_attack(config: Configuration) -> attacks.Attack:
+    """The attack of the training steps."""
+    given = {"steps": config.steps, "step_size": config.step_size}
+    return attacks.get(
+        config.attack,
+        epsilon=config.epsilon,
+        norm=config.norm,
+        training=config.attack_batch_norm == "train",
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def outer_objective(config: Configuration) -> objectives.Objective:
+    """The outer loss; the options belong to the innermost objective of WEAT."""
+    given: dict[str, Any] = {"label_smoothing": config.label_smoothing}
+    if config.beta is not None:
+        given["beta"] = config.beta
+    if config.objective == "weat":
+        return objectives.get("weat", objective=objectives.get("trades", **given))
+    return objectives.get(config.objective, **given)
+
+
+def delta_energy(config: Configuration, steps_per_epoch: int) -> list[DeltaEnergy]:
+    """DER, unless its weight is 0."""
+    if not config.der_weight:
+        return []
+    return [
+        DeltaEnergy(
+            config.der_weight,
+            marginal=config.der_marginal,
+            joint=config.der_joint,
+            penalty=config.der_penalty,
+            reference=config.der_reference,
+            warmup_steps=round(config.der_warmup_epochs * steps_per_epoch),
+        )
+    ]
+
+
+def build(
+    config: Configuration, dataset: data.ImageData, strategy: tf.distribute.Strategy
+) -> RobustClassifier:
+    """The compiled classifier with a built optimizer.
+
+    Raises:
+        ValueError: for a name or value that an attack, objective, network or schedule refuses.
+    """
+    keras.utils.set_random_seed(config.seed)
+    keras.mixed_precision.set_global_policy(
+        "mixed_float16" if config.mixed_precision else "float32"
+    )
+    rate = schedules.get(
+        config.schedule,
+        config.learning_rate,
+        config.epochs,
+        dataset.steps_per_epoch,
+        config.milestones,
+    )
+    averaging = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
+    with strategy.scope():
+        model = RobustClassifier(
+            models.get(
+                config.model,
+                dataset.input_shape,
+                dataset.num_classes,
+                width=config.width,
+                mean=dataset.mean,
+                std=dataset.std,
+            ),
+            attack=training_attack(config),
+            objective=outer_objective(config),
+            regularizers=delta_energy(config, dataset.steps_per_epoch),
+            evaluation_attack=attacks.get(
+                "pgd", epsilon=config.epsilon, norm=config.norm, steps=config.validation_steps
+            ),
+            seed=config.seed,
+        )
+        model.compile(
+            optimizer=CoupledSGD(rate, config.momentum, config.weight_decay, **averaging),
+            steps_per_execution=config.steps_per_execution,
+            # "auto" would turn XLA on for one GPU alone, so that one and two would differ.
+            jit_compile=False,
+        )
+        model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def load_data(config: Configuration) -> data.ImageData:
+    """The data set of a configuration.
+
+    Raises:
+        ValueError, FileNotFoundError: for an unknown name or a data set that cannot be used.
+    """
+    return data.load(
+        config.dataset,
+        data_dir=config.data_dir,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        limit_train=config.limit_train,
+        image_size=config.image_size,
+    )
+
+
+class Training:
+    """The epochs of a run.
+
+    Args:
+        config: what to train.
+        directory: the run directory, made and held by the caller.
+        dataset: from :func:`load_data`.
+        signals: SIGTERM and SIGINT.
+        checkpoint_minutes: save within an epoch after this much time; 0: at its end only.
+        restore_from: checkpoints to go on from, where they are not this directory's: those of
+            the chief of several workers.
+
+    Raises:
+        ValueError: for a configuration that cannot be built.
+    """
+
+    def __init__(
+        self,
+        config: Configuration,
+        directory: RunDirectory,
+        dataset: data.ImageData,
+        signals: Signals,
+        checkpoint_minutes: float = 10.0,
+        restore_from: Path | None = None,
+    ) -> None:
+        self.config = config
+        self.directory = directory
+        self.dataset = dataset
+        self.model = build(config, dataset, choose_strategy())
+        self._signals = signals
+        # Saving is work of all workers together, and neither clocks nor signals are common.
+        self._minutes = 0.0 if workers.several() else checkpoint_minutes
+        self.checkpoints = Checkpoints(directory.checkpoints, self.model, restore_from)
+        self.resumed = self.checkpoints.restore()
+
+    def run(self) -> None:
+        """Train the epochs that are left, then leave last.keras and the figure of the training.
+
+        Raises:
+            Interrupted: after a signal, with the state saved.
+            RunError: when the loss is not finite or a file cannot be written.
+        """
+        while self.checkpoints.epoch < self.config.epochs:
+            self._run_from(self.checkpoints.epoch, self.checkpoints.step)
+            if self.checkpoints.epoch < self.config.epochs:
+                # Keras ends a `fit` by overwriting the weights with their moving averages.
+                self.checkpoints.restore()
+        rows = read_metrics(self.directory.metrics)
+        training_curves(rows, self.directory.figures / "training.png")
+        save_network(self.model, self.directory.last)
+
+    def _run_from(self, epoch: int, step: int) -> None:
+        """Train to the end of the epoch that a step was done of, else to the end of the run."""
+        steps = self.dataset.steps_per_epoch
+        averages = ValidateAverages()
+        state = SaveState(self.checkpoints, self._signals, self._minutes)
+        callbacks = [
+            Pace(self.config.batch_size, self.dataset.train_size),
+            StopOnNonFinite(),
+            averages,
+            *self._records(epoch),
+            SaveBest(self.directory.best, self.checkpoints),
+            MetricsFile(self.directory.metrics, epoch),
+            state,
+        ]
+        verbose = 1 if sys.stdout.isatty() else 0
+        if not verbose:
+            callbacks.insert(1, ProgressLines(self.config.epochs))
+        try:
+            with self._signals.deferred():
+                if step < steps:
+                    self.model.fit(
+                        self.dataset.training_stream(epoch, step),
+                        validation_data=self.dataset.validation,
+                        initial_epoch=epoch,
+                        epochs=epoch + 1 if step else self.config.epochs,
+                        steps_per_epoch=steps - step,
+                        callbacks=callbacks,
+                        verbose=verbose,
+                        shuffle=False,  # the stream is shuffled
+                    )
+                else:
+                    self._validate_epoch(epoch, callbacks)
+        except Interrupted:
+            if not workers.several():
+                averages.on_test_end()
+                state.save_position()
+            raise
+
+    def _validate_epoch(self, epoch: int, callbacks: list[keras.callbacks.Callback]) -> None:
+        """The end of an epoch that was left after its last step."""
+        every = keras.callbacks.CallbackList(callbacks, model=self.model, epochs=self.config.epochs)
+        every.on_train_begin()
+        every.on_epoch_begin(epoch)
+        logs = {name: float(value) for name, value in self.model.get_metrics_result().items()}
+        validated = self.model.evaluate(
+            self.dataset.validation, callbacks=every, return_dict=True, verbose=0
+        )
+        logs |= {f"val_{name}": value for name, value in validated.items()}
+        every.on_epoch_end(epoch, logs)
+
+    def _records(self, epoch: int) -> list[keras.callbacks.Callback]:
+        sample = self.dataset.validation.unbatch().take(HISTOGRAM_IMAGES).batch(HISTOGRAM_IMAGES)
+        images, labels = next(iter(sample))
+        return [
+            TensorBoard(
+                self.directory.tensorboard, np.asarray(images), np.asarray(labels), self.config.seed
+            )
+        ]
