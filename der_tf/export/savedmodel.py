@@ -49,7 +49,8 @@ def export(
             thread is free. Default 0: requests join while the threads are busy, and a lone
             request never waits.
         allowed_batch_sizes: sizes that batches are padded to, increasing, the last one equal to
-            max_batch_size. Default None: the powers of two below max_batch_size, and that.
+            max_batch_size. Default None: 1, 2, 3, 4, 6, 8, 12, 16, 24 ... max_batch_size, so that
+            at most a third of a batch is padding.
         num_batch_threads: batches that run at the same time. Default 2.
         max_enqueued_batches: full batches that may wait; requests beyond that are refused as
             UNAVAILABLE. One request may hold max_batch_size * max_enqueued_batches rows.
@@ -69,11 +70,13 @@ def export(
         settings = Batching(
             max_batch_size=max_batch_size,
             batch_timeout_micros=batch_timeout_micros,
-            allowed_batch_sizes=allowed_batch_sizes,
+            allowed_batch_sizes=() if allowed_batch_sizes is None else tuple(allowed_batch_sizes),
             num_batch_threads=num_batch_threads,
             max_enqueued_batches=max_enqueued_batches,
         )
     _check_version(version)
+    if base.exists() and not base.is_dir():
+        raise NotADirectoryError(f"path must be the model's folder, received the file {base}")
     versions.refuse_existing(base, version)
     network = getattr(model, "network", model)
     image_shape, num_classes = _check_network(network)

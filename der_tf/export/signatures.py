@@ -28,7 +28,8 @@ class Batching:
             thread is free. With 0 requests join only while all batch threads are busy, so that
             a lone request never waits.
         allowed_batch_sizes: sizes that batches are padded to, increasing, the last one equal to
-            max_batch_size. None: the powers of two below max_batch_size, and that.
+            max_batch_size. Empty (default): 1, 2, 3, 4, 6, 8, 12, 16, 24 ... max_batch_size, so
+            that at most a third of a batch is padding.
         num_batch_threads: batches that run at the same time.
         max_enqueued_batches: full batches that may wait; a request that finds no room is refused
             as UNAVAILABLE. One request may hold max_batch_size * max_enqueued_batches rows.
@@ -39,7 +40,7 @@ class Batching:
 
     max_batch_size: int = 64
     batch_timeout_micros: int = 0
-    allowed_batch_sizes: Sequence[int] | None = None
+    allowed_batch_sizes: Sequence[int] = ()
     num_batch_threads: int = 2
     max_enqueued_batches: int = 256
 
@@ -47,14 +48,10 @@ class Batching:
         for name in ("max_batch_size", "num_batch_threads", "max_enqueued_batches"):
             _require_integer(name, getattr(self, name), at_least=1)
         _require_integer("batch_timeout_micros", self.batch_timeout_micros, at_least=0)
-        sizes = self.allowed_batch_sizes
-        if sizes is None:
-            sizes = [2**i for i in range((self.max_batch_size - 1).bit_length())]
-            sizes.append(self.max_batch_size)
+        sizes = tuple(self.allowed_batch_sizes) or _bucket_sizes(self.max_batch_size)
         for size in sizes:
             _require_integer("allowed_batch_sizes", size, at_least=1)
-        sizes = tuple(int(size) for size in sizes)
-        if list(sizes) != sorted(set(sizes)) or sizes[-1:] != (self.max_batch_size,):
+        if list(sizes) != sorted(set(sizes)) or sizes[-1] != self.max_batch_size:
             raise ValueError(
                 f"allowed_batch_sizes must increase up to max_batch_size {self.max_batch_size}, "
                 f"received {list(sizes)}"
@@ -78,7 +75,7 @@ class Batching:
             # The op's limit on a request; batches are limited by the last allowed size.
             max_batch_size=self.max_rows,
             batch_timeout_micros=self.batch_timeout_micros,
-            allowed_batch_sizes=list(self.allowed_batch_sizes or ()),
+            allowed_batch_sizes=list(self.allowed_batch_sizes),
             max_enqueued_batches=self.max_enqueued_batches,
             enable_large_batch_splitting=True,
         )(function)
@@ -88,6 +85,11 @@ class Batching:
                 return batched(*arguments)
 
         return joined
+
+
+def _bucket_sizes(max_batch_size: int) -> tuple[int, ...]:
+    steps = {base << i for base in (1, 3) for i in range(max_batch_size.bit_length())}
+    return (*sorted(size for size in steps if size < max_batch_size), max_batch_size)
 
 
 def _require_integer(name: str, value: Any, at_least: int) -> None:
