@@ -21,8 +21,8 @@ _SUBMODULES = {
     "evaluation": "der_tf.evaluation",
     "export": "der_tf.export",
     "models": "der_tf.models",
-    "objectives": "der_tf.training.objectives",
-    "regularizers": "der_tf.training.regularizers",
+    "objectives": "der_tf.objectives",
+    "regularizers": "der_tf.regularizers",
     "training": "der_tf.training",
 }
 

@@ -8,14 +8,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from der_tf import attacks, energy
+from der_tf import attacks, energy, objectives
 from der_tf.attacks import Attack
 from der_tf.attacks.base import logits_function
 from der_tf.attacks.gradient import PGD, GradientAttack
-from der_tf.training import objectives
+from der_tf.objectives import Objective
+from der_tf.regularizers import Regularizer
 from der_tf.training.batch import TrainingBatch
-from der_tf.training.objectives import Objective
-from der_tf.training.regularizers import Regularizer
 
 
 @keras.saving.register_keras_serializable("der_tf")
@@ -42,8 +41,8 @@ class RobustClassifier(keras.Model):
         attack: training attack: a name, an :class:`~der_tf.attacks.Attack`, any callable
             ``attack(model, x, y) -> x*``, or None (default) for natural training.
         objective: outer loss: a name (default ``"madry"``) or an
-            :class:`~der_tf.training.objectives.Objective`.
-        regularizers: penalties such as :class:`~der_tf.training.regularizers.DeltaEnergy`.
+            :class:`~der_tf.objectives.Objective`.
+        regularizers: penalties such as :class:`~der_tf.regularizers.DeltaEnergy`.
         evaluation_attack: as ``attack``. Default None: PGD-10 in the ball of the training attack,
             in that of l-inf 8/255 for natural training; a callable of your own serves for both.
         natural_metrics_every: see above; 0 leaves the natural metrics out of training. Default 10.

@@ -14,7 +14,7 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 from der_tf import RobustClassifier, attacks, energy, objectives
-from der_tf.training.regularizers import DeltaEnergy
+from der_tf.regularizers import DeltaEnergy
 
 METRICS = {
     "loss",

@@ -16,7 +16,7 @@ import numpy as np  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 
 from der_tf import RobustClassifier, attacks  # noqa: E402
-from der_tf.training.regularizers import DeltaEnergy  # noqa: E402
+from der_tf.regularizers import DeltaEnergy  # noqa: E402
 
 digits = load_digits()
 images = (digits.images[:275, ..., None] / 16).astype(np.float32)

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from der_tf import RobustClassifier, attacks
+from der_tf.regularizers import PENALTIES, DeltaEnergy
 from der_tf.training.batch import TrainingBatch
-from der_tf.training.regularizers import PENALTIES, DeltaEnergy
 
 
 def small_network(dtype="float32"):
