@@ -10,8 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from der_tf import attacks, data, models
-from der_tf.training import objectives, schedules, workers
+from der_tf import attacks, data, models, objectives
+from der_tf.regularizers import DeltaEnergy
+from der_tf.training import schedules, workers
 from der_tf.training.averages import ValidateAverages
 from der_tf.training.callbacks import SaveBest, SaveState, StopOnNonFinite, save_network
 from der_tf.training.checkpoints import Checkpoints
@@ -21,7 +22,6 @@ from der_tf.training.figures import training_curves
 from der_tf.training.optimizers import CoupledSGD
 from der_tf.training.recipes import Configuration
 from der_tf.training.records import MetricsFile, Pace, ProgressLines, TensorBoard, read_metrics
-from der_tf.training.regularizers import DeltaEnergy
 from der_tf.training.run_directory import RunDirectory
 
 # dE(x) of so many validation images goes into the histograms of an epoch.
