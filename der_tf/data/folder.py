@@ -56,7 +56,10 @@ def classes(part: Path) -> list[str]:
 def common_size(paths: np.ndarray, samples: int = 64) -> int | None:
     """The side of the images if all of an even sample are squares of one size, else None."""
     chosen = paths[np.linspace(0, len(paths) - 1, min(samples, len(paths))).astype(int)]
-    sizes = {_opened(path).size for path in chosen}
+    sizes = set()
+    for path in chosen:
+        with _opened(path) as image:
+            sizes.add(image.size)
     width, height = sizes.pop()
     return width if not sizes and width == height else None
 
