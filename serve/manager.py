@@ -210,7 +210,7 @@ class ModelManager:
                 pending = [n for n in names if n in self._configs and not self._serving.get(n)]
                 failures = [v for name in pending for v in failed(name)]
                 if failures:
-                    reasons = ", ".join(f"{{{v} due to error: {v.error}}}" for v in failures)
+                    reasons = "".join(f"{{{v} due to error: {v.error}}}, " for v in failures)
                     raise ServingError(
                         StatusCode.UNKNOWN,
                         f"{len(failures)} model(s) did not become available: {{{reasons}}}",

@@ -191,7 +191,7 @@ async def _body(request: Request) -> bytes:
     async for chunk in request.stream():
         size += len(chunk)
         if size > MAX_BODY_BYTES:
-            raise _too_large()
+            raise _TooLarge
         chunks.append(chunk)
     body = b"".join(chunks)
     if request.headers.get("content-encoding", "").lower() != "gzip":
@@ -202,14 +202,16 @@ async def _body(request: Request) -> bytes:
     except zlib.error as error:
         raise invalid_argument(f"Request body is no gzip: {error}") from error
     if inflate.unconsumed_tail:
-        raise _too_large()
+        raise _TooLarge
     return body
 
 
-def _too_large() -> ServingError:
-    return ServingError(
-        StatusCode.RESOURCE_EXHAUSTED, f"Request body larger than max ({MAX_BODY_BYTES} bytes)"
-    )
+class _TooLarge(ServingError):
+    http_status = 413
+
+    def __init__(self) -> None:
+        text = f"Request body larger than max ({MAX_BODY_BYTES} bytes)"
+        super().__init__(StatusCode.RESOURCE_EXHAUSTED, text)
 
 
 class RestServer:

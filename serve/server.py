@@ -45,7 +45,8 @@ def run(flags: Flags) -> int:
         format="%(asctime)s.%(msecs)03d: %(levelname).1s %(module)s.py:%(lineno)d] %(message)s",
         datefmt="%Y-%m-%d %H:%M:%S",
     )
-    logging.getLogger("grpc").addFilter(_without_traceback)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_without_traceback)
     tf.get_logger().setLevel(logging.ERROR)  # the loader's notes on TF1 functions
     if flags.version:
         print(f"TensorFlow ModelServer: embedded\nTensorFlow Library: {tf.version.VERSION}")
@@ -64,8 +65,8 @@ def run(flags: Flags) -> int:
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """What a client sends wrong is one line in the log."""
-    if record.exc_info:
+    """What a client sends wrong is one line in gRPC's log."""
+    if record.exc_info and record.name.startswith("grpc"):
         record.msg = f"{record.getMessage()}: {record.exc_info[1]!r}"
         record.args, record.exc_info = (), None
     return True

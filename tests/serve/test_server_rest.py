@@ -271,7 +271,7 @@ def test_gzip_bodies_and_their_limit(server):
     assert post(server, "zoo:predict", body, headers=headers) == (200, {"predictions": [2.5]})
     bomb = gzip.compress(b" " * (129 << 20), 1)
     status, reply = post(server, "zoo:predict", bomb, headers=headers)
-    assert status == 429
+    assert status == 413
     assert "larger than max" in reply["error"]
     assert post(server, "zoo:predict", b"plain", headers=headers)[0] == 400
 
