@@ -66,18 +66,15 @@ def check_batch(tensor: tf.Tensor, name: str, accepted: str, row_shape, max_rows
         lambda: tf.reduce_all(tf.equal(shape[1:], list(row_shape))) if row_shape else True,
         lambda: False,
     )
-    checks = [require(fits, f"{name} must be {accepted}; received shape ", lambda: shape)]
-    with tf.control_dependencies(checks):
+    check = require(fits, f"{name} must be {accepted}; received shape ", lambda: shape)
+    with tf.control_dependencies([check]):
         tensor = tf.ensure_shape(tensor, [None, *row_shape])
     if max_rows is None:
         return tensor
     rows = tf.shape(tensor)[0]
-    few = require(
-        rows <= max_rows,
-        f"{name} may hold at most {max_rows} rows a request; received ",
-        lambda: rows,
-    )
-    with tf.control_dependencies([few]):
+    accepted = f"{name} may hold at most {max_rows} rows a request; received "
+    check = require(rows <= max_rows, accepted, lambda: rows)
+    with tf.control_dependencies([check]):
         return tf.identity(tensor)
 
 
@@ -113,7 +110,7 @@ def decode_images(image_bytes: tf.Tensor, image_shape, max_rows: int | None) -> 
     luma, palettes are expanded, alpha is dropped, 16-bit samples lose their low byte. Another
     size is resized to H x W without keeping the aspect ratio: bilinear, with an antialiasing
     filter when shrinking (``tf.image.resize(..., "bilinear", antialias=True)``). An image of the
-    model's size is exactly its pixels / 255. EXIF orientation is not applied.
+    model's size is its pixels / 255. EXIF orientation is not applied.
 
     The dimensions are read from the headers before anything is decoded, so that a small file
     that would unpack into gigabytes is refused unopened.
@@ -180,9 +177,11 @@ def _count_pixels(index: tf.Tensor, contents: tf.Tensor) -> tf.Tensor:
     pixels = tf.reduce_prod(sides)
     check = require(
         tf.reduce_all(sides > 0) & (pixels <= MAX_IMAGE_PIXELS),
-        "image_bytes[", index, f"] must hold 1 to {MAX_IMAGE_PIXELS} pixels; received sides of ",
+        "image_bytes[",
+        index,
+        f"] must hold 1 to {MAX_IMAGE_PIXELS} pixels; received sides of ",
         lambda: sides,
-    )  # fmt: skip
+    )
     with tf.control_dependencies([check]):
         return tf.identity(pixels)
 

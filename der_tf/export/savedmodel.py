@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from der_tf.export import model_card, versions, warmup
 from der_tf.export.signatures import Batching, Signatures
+from der_tf.training.classifier import RobustClassifier
 
 
 def export(
@@ -78,7 +79,7 @@ def export(
     if base.exists() and not base.is_dir():
         raise NotADirectoryError(f"path must be the model's folder, received the file {base}")
     versions.refuse_existing(base, version)
-    network = getattr(model, "network", model)
+    network = model.network if isinstance(model, RobustClassifier) else model
     image_shape, num_classes = _check_network(network)
     names = _check_class_names(class_names, num_classes)
 

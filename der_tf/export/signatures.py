@@ -22,6 +22,11 @@ from der_tf.export import checks
 class Batching:
     """How rows of concurrent requests are joined (``tf.nondifferentiable_batch_function``).
 
+    One thing that requests of a batch do share is the cancellation of the youngest: the op runs
+    a batch in the step of the request that came last. If its deadline has passed before the
+    batch starts, the others fail with it. Among clients of like deadlines those have expired
+    already; a client with a far shorter deadline than the others' can cost them an answer.
+
     Args:
         max_batch_size: most rows the network runs on at once; larger requests are split.
         batch_timeout_micros: how long an incomplete batch waits for more rows once a batch

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from der_tf.export import export
+from der_tf.export.signatures import Batching, Signatures
 
 
 def at_once(calls):
@@ -104,6 +105,16 @@ def test_versions_do_not_get_each_others_rows(rows_network, serve, tmp_path, loa
         assert identities == [1] * 8 + [2] * 8
 
 
+def test_queues_of_one_resource_manager_are_apart(rows_network):
+    """Unlike loaded ones, functions traced in a process share it all but for the queue's name."""
+    batching = Batching(max_batch_size=4, batch_timeout_micros=200_000)
+    modules = [Signatures(rows_network(i), (4, 4, 1), 2, batching) for i in (1, 2)]
+    answers = at_once(
+        [lambda m=m: m.predict(tf.constant(rows(1))) for m in modules for _ in range(8)]
+    )
+    assert [int(answer["logits"][0, 1]) for answer in answers] == [1] * 8 + [2] * 8
+
+
 def test_only_bad_requests_fail(served, network, encode):
     """Good and bad requests from 24 threads at once, again and again."""
     rng = np.random.default_rng(1)
@@ -144,7 +155,7 @@ def test_only_bad_requests_fail(served, network, encode):
                 try:
                     outcomes.append(("bad", served(signature, value)))
                 except tf.errors.InvalidArgumentError as error:
-                    outcomes.append(("bad", name if f"{name}" in str(error) else str(error)))
+                    outcomes.append(("bad", name if f"[{name}" in str(error) else str(error)))
                     continue
             else:
                 outcomes.append(("good", good(index, 1 + turn % 6)))
