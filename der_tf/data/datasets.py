@@ -243,7 +243,6 @@ def _tfds(
     tfds_name = "imagenet2012" if name == "imagenet" else name
     builder = tfds_source.builder(tfds_name, data_dir, download=download, known=NAMES)
     info = builder.info
-    tfds_source.check_features(name, info)
     if "train" not in info.splits:
         raise ValueError(f"{name!r} has no part 'train', only {', '.join(info.splits)}")
     test_split = tfds_source.labelled_test_split(builder)
@@ -274,7 +273,7 @@ def _tfds(
     return _Parts(
         sources,
         (height, width, channels),
-        tuple(info.features["label"].names or map(str, range(info.features["label"].num_classes))),
+        tfds_source.class_names(info),
         CROP if info.name in NOT_MIRRORED else CROP_AND_FLIP,
     )
 

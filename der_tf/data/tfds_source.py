@@ -18,6 +18,11 @@ from der_tf.data import augmentation
 from der_tf.data.encoded import Records
 
 PROBE_SECONDS = 0.8
+# TFDS writes them down while it prepares the archives; a copy prepared otherwise is without.
+CIFAR10_CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
 
 
 def builder(
@@ -32,7 +37,7 @@ def builder(
         known: the names of this package, for the message about an unknown one.
 
     Raises:
-        ValueError: for a name TFDS does not know.
+        ValueError: for a name TFDS does not know, or a data set without images and labels.
         FileNotFoundError: for a data set that is not on disk and cannot be had.
     """
     try:
@@ -44,13 +49,15 @@ def builder(
             f"data set is one of {', '.join(known)} or any image-classification name of "
             f"TensorFlow Datasets, received {name!r}{hint}"
         ) from error
+    check_features(name, found.info)
     if not found.is_prepared():
         _obtain(found, name, download)
     return found
 
 
 def _obtain(found: tfds.core.DatasetBuilder, name: str, download: bool) -> None:
-    root = Path(found.data_path).parents[len(Path(found.name).parts) + bool(found.builder_config)]
+    # ROOT/NAME/VERSION or ROOT/NAME/CONFIG/VERSION
+    root = Path(found.data_path).parents[1 + bool(found.builder_config)]
     missing = f"data set {name!r} is not in {root}"
     command = f"tfds build {name} --data_dir {root}"
     manual = found.MANUAL_DOWNLOAD_INSTRUCTIONS
@@ -68,7 +75,7 @@ def _obtain(found: tfds.core.DatasetBuilder, name: str, download: bool) -> None:
             if not reachable(url):
                 raise FileNotFoundError(
                     f"{missing} and {urlsplit(url).hostname} cannot be reached: run `{command}` on "
-                    f"a machine with network and copy {found.data_path.parent} here"
+                    f"a machine with network and copy {root / found.name} here"
                 )
     try:
         found.download_and_prepare()
@@ -113,6 +120,16 @@ def check_features(name: str, info: tfds.core.DatasetInfo) -> None:
         )
     if image.np_dtype != np.uint8:
         raise ValueError(f"the images of {name!r} are {image.np_dtype}, accepted is uint8")
+
+
+def class_names(info: tfds.core.DatasetInfo) -> tuple[str, ...]:
+    """Names of the classes, or their numbers where the data set on disk has no names."""
+    label = info.features["label"]
+    # A label feature made from a number of classes names them "0", "1", ...
+    named = label.names and list(label.names) != [str(i) for i in range(label.num_classes)]
+    if not named and info.name == "cifar10":
+        return CIFAR10_CLASSES
+    return tuple(label.names or map(str, range(label.num_classes)))
 
 
 def labelled_test_split(source: tfds.core.DatasetBuilder) -> str | None:

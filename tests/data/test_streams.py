@@ -1,6 +1,9 @@
 """Training batches: complete epochs, and the same ones after any interruption."""
 
+import hashlib
 import itertools
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -82,6 +85,39 @@ def test_a_resumed_stream_is_the_uninterrupted_one_bit_for_bit(kind, request):
         tf.random.set_seed(at)  # the state of the process must not matter
         resumed = load(seed=3).training_stream(epoch, step)
         assert same(batches(resumed, 3 * steps - at), uninterrupted[at:]), (epoch, step)
+
+
+STREAM_IN_A_NEW_PROCESS = """
+import hashlib, sys
+import tensorflow as tf
+tf.keras.utils.set_random_seed(99)
+tf.config.experimental.enable_op_determinism()
+from der_tf import data
+for size in (16, 100):
+    loaded = data.load("folder", sys.argv[1], batch_size=16, image_size=size, seed=3)
+    digest = hashlib.sha256()
+    for x, y in loaded.training_stream(1, 2).take(5):
+        digest.update(x.numpy().tobytes() + y.numpy().tobytes())
+    print(digest.hexdigest())
+"""
+
+
+def test_another_process_with_deterministic_ops_sees_the_same_batches(write_images):
+    folder = write_images(count=40, size=(20, 24), suffix="jpg")
+    done = subprocess.run(
+        [sys.executable, "-c", STREAM_IN_A_NEW_PROCESS, str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    digests = []
+    for size in (16, 100):
+        loaded = data.load("folder", folder, batch_size=16, image_size=size, seed=3)
+        digest = hashlib.sha256()
+        for x, y in batches(loaded.training_stream(1, 2), 5):
+            digest.update(x.tobytes() + y.tobytes())
+        digests.append(digest.hexdigest())
+    assert done.stdout.split() == digests
 
 
 @pytest.mark.parametrize("kind", KINDS)

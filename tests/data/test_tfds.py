@@ -1,6 +1,9 @@
 """TFDS data sets: the splits that are used, and plain words about what cannot be had."""
 
+import hashlib
+import http.server
 import socket
+import threading
 import time
 
 import numpy as np
@@ -27,6 +30,13 @@ def no_network(monkeypatch):
     for name in ("http_proxy", "https_proxy", "no_proxy"):
         monkeypatch.delenv(name.upper(), raising=False)
         monkeypatch.setenv(name, "" if name == "no_proxy" else closed)
+
+
+@pytest.fixture
+def no_proxy(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
 
 
 def test_images_and_labels_are_those_on_disk(prepare):
@@ -175,10 +185,70 @@ def test_a_failed_preparation_gives_its_reason(tmp_path):
         data.load("broken_set", tmp_path)
 
 
-def test_reachable_hosts_and_others(monkeypatch):
-    for name in ("http_proxy", "https_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+class ServedSet(MadeSet):
+    """Its images come from a server."""
+
+    def _split_generators(self, dl_manager):
+        (url,) = self.url_infos
+        return {"train": self._generate_examples(dl_manager.download(url))}
+
+    def _generate_examples(self, path):
+        for index, image in enumerate(np.load(path)):
+            yield index, {"image": image, "label": index % 4}
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch, no_proxy):
+    """Serves the archive of ``served_set``; returns its images and the server."""
+    images, _ = pictures(20)
+    (tmp_path / "www").mkdir()
+    archive = tmp_path / "www" / "images.npy"
+    np.save(archive, images)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(archive.parent))
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        info = tfds.download.checksums.UrlInfo(
+            size=archive.stat().st_size,
+            checksum=hashlib.sha256(archive.read_bytes()).hexdigest(),
+            filename=archive.name,
+        )
+        url = f"http://127.0.0.1:{server.server_port}/{archive.name}"
+        monkeypatch.setattr(ServedSet, "url_infos", {url: info})
+        yield images, server
+        server.shutdown()
+        thread.join()
+
+
+def test_with_network_a_data_set_is_downloaded_once(tmp_path, served):
+    images, server = served
+    loaded = data.load("served_set", tmp_path, augment=False)
+    parts = (loaded.train, loaded.validation, loaded.test)
+    found = np.concatenate([x for part in parts for x, _ in part.as_numpy_iterator()])
+    assert sorted(x.tobytes() for x in found) == sorted(
+        x.tobytes() for x in images / np.float32(255)
+    )
+    server.shutdown()
+    server.server_close()
+    assert data.load("served_set", tmp_path).train_size == loaded.train_size
+
+
+def test_a_server_that_is_gone_is_named(tmp_path, served):
+    _, server = served
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(FileNotFoundError, match=r"127\.0\.0\.1 cannot be reached"):
+        data.load("served_set", tmp_path)
+
+
+def test_reachable_hosts_and_others(no_proxy):
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/archive.tar"
         assert tfds_source.reachable(url)
@@ -201,6 +271,24 @@ def test_a_set_without_class_labels_is_refused(prepare):
     )
     with pytest.raises(ValueError, match=r"'image' and 'label'.*scalar_set"):
         data.load("scalar_set", folder)
+
+
+def test_a_set_of_texts_is_refused_before_any_download(tmp_path):
+    with pytest.raises(ValueError, match=r"'image' and 'label', 'glue/cola' has 'sentence'"):
+        data.load("glue/cola", tmp_path)
+
+
+def test_cifar10_has_its_class_names_also_without_the_file_of_them(prepare):
+    folder = prepare(
+        "cifar10",
+        version="3.0.2",
+        image=tfds.features.Image(shape=(32, 32, 3)),
+        label=Label(num_classes=10),
+        train=pictures(20, (32, 32, 3)),
+        test=pictures(4, (32, 32, 3)),
+    )
+    names = data.load("cifar10", folder).class_names
+    assert (len(names), names[0], names[3], names[9]) == (10, "airplane", "cat", "truck")
 
 
 def test_deeper_pixels_are_refused(prepare):
