@@ -1,6 +1,8 @@
 """``python -m serve.client`` against the embedded server."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.client.__main__ import main
+from serve.client.__main__ import app, main
 from tests.serve.contract_servers import CLASS_NAMES, COMMANDS, serving
 
 
@@ -185,3 +187,11 @@ def test_as_a_process_help_takes_less_than_a_second_and_errors_exit_with_2(tmp_p
     failed = subprocess.run([sys.executable, "-m", "serve.client", "paint"], capture_output=True)
     assert failed.returncode == 2
     assert failed.stderr.count(b"\n") == 1
+
+
+def test_the_command_lines_of_the_guide_are_understood():
+    guide = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    lines = re.findall(r"^ *python -m serve\.client (.+)$", guide, re.MULTILINE)
+    assert len(lines) > 8
+    for line in lines:
+        app.parse_args(shlex.split(line), exit_on_error=False, print_error=False)

@@ -42,7 +42,7 @@ def test_importing_the_client_takes_less_than_a_second_and_no_tensorflow():
     assert min(seconds) < 1.0
 
 
-def test_tensorflow_and_its_serving_api_may_be_imported_after_the_client():
+def test_tensorflow_its_serving_api_and_our_server_may_be_imported_after_the_client():
     # The other order is that of this test session.
     python(
         """
@@ -52,6 +52,7 @@ from serve.client import messages, tensors
 import warnings
 warnings.simplefilter("ignore")  # of TensorFlow's own imports
 import numpy, tensorflow
+import serve.server
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2, model_management_pb2
 request = messages.PredictRequest()
 request.inputs["x"].CopyFrom(tensors.encode(numpy.arange(3, dtype="int32")))

@@ -4,6 +4,7 @@ Run on the embedded server, and on the binary that TF_MODEL_SERVER_BIN names, if
 """
 
 import asyncio
+import base64
 import io
 import json
 import urllib.error
@@ -173,6 +174,17 @@ def test_rest_gives_the_numbers_of_grpc(server, client):
     with urllib.request.urlopen(url, body.encode()) as reply:
         answer = json.load(reply)["outputs"]
     assert_close({name: np.array(value) for name, value in answer.items()}, client.predict(batch))
+
+
+def test_rest_takes_image_files_in_base64(server, client):
+    contents = file_of(images(1)[0])
+    body = {"signature_name": "predict_bytes"}
+    body["instances"] = [{"b64": base64.b64encode(contents).decode()}] * 2
+    url = f"{server.rest}/v1/models/robust:predict"
+    with urllib.request.urlopen(url, json.dumps(body).encode()) as reply:
+        rows = json.load(reply)["predictions"]
+    expected = client.predict_bytes([contents] * 2)
+    assert_close({name: np.array([row[name] for row in rows]) for name in OUTPUTS}, expected)
 
 
 def test_a_version_can_be_named(server, client):

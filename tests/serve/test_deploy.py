@@ -3,12 +3,15 @@
 import json
 import mmap
 import re
+import shutil
 import subprocess
+import time
 import urllib.request
 from pathlib import Path
 
 import crossplane
 import kubernetes_validate
+import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
@@ -92,45 +95,82 @@ def test_compose_and_kubernetes_use_flags_that_both_servers_have(compose, manife
     assert capsys.readouterr().err == ""  # no flag that is ignored
 
 
-@pytest.mark.parametrize("server", COMMANDS)
-def test_the_composed_server_is_healthy_ready_and_measured(server, compose, model, tmp_path):
-    config = (DEPLOY / "models.config").read_text().replace("/models/", f"{tmp_path}/")
-    (tmp_path / "models.config").write_text(config)
-    write_models(tmp_path)
-    (tmp_path / "robust").rename(tmp_path / model)
+@pytest.fixture(scope="module", params=COMMANDS)
+def composed(request, compose, model, tmp_path_factory):
+    """A server with the flags of compose.yaml: its port, its REST port, the model's folder."""
+    folder = tmp_path_factory.mktemp("composed")
+    config = (DEPLOY / "models.config").read_text().replace("/models/", f"{folder}/")
+    (folder / "models.config").write_text(config)
+    write_models(folder)
+    (folder / "robust").rename(folder / model)
     port, rest_port = free_port(), free_port()
     arguments = [
-        argument.replace("/config/models.config", f"{tmp_path}/models.config").replace(
+        argument.replace("/config/models.config", f"{folder}/models.config").replace(
             "/config", str(DEPLOY)
         )
         for argument in compose["x-serving"]["command"]
     ]
-    command = [*COMMANDS[server], *arguments, f"--port={port}", f"--rest_api_port={rest_port}"]
-    health = [part.replace("8501", str(rest_port)) for part in healthcheck(compose)]
+    command = [
+        *COMMANDS[request.param],
+        *arguments,
+        f"--port={port}",
+        f"--rest_api_port={rest_port}",
+    ]
+    assert not healthy(compose, rest_port)
     with (
-        open(tmp_path / "server.log", "w") as log,
+        open(folder / "server.log", "w") as log,
         subprocess.Popen(command, stdout=log, stderr=log) as process,
     ):
         try:
-            assert subprocess.run(health, capture_output=True).returncode != 0  # not up yet
             with Client(f"127.0.0.1:{port}", model) as client:
                 client.wait_until_ready(120)
-                client.predict([[[[0.5] * 3] * 8] * 8])
-            assert subprocess.run(health, capture_output=True).returncode == 0
-            nobody = [part.replace(model, "nosuch") for part in health]
-            assert subprocess.run(nobody, capture_output=True).returncode != 0
-            with urllib.request.urlopen(f"http://127.0.0.1:{rest_port}{PROMETHEUS_PATH}") as page:
-                exported = page.read().decode()
+            yield port, rest_port, folder / model
         finally:
             process.terminate()
-    for name in used_metrics():
-        assert f"{name} " in exported or f"{name}{{" in exported or in_tensorflow(name), name
 
 
-def healthcheck(compose):
+def healthy(compose, rest_port, **replaced):
+    """Whether the health check of compose.yaml passes."""
     kind, *command = compose["x-serving"]["healthcheck"]["test"]
     assert kind == "CMD"
-    return command
+    for old, new in {"8501": str(rest_port), **replaced}.items():
+        command = [part.replace(old, new) for part in command]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_the_composed_server_is_healthy_and_measured(composed, compose, model):
+    port, rest_port, _ = composed
+    assert healthy(compose, rest_port)
+    assert not healthy(compose, rest_port, **{model: "nosuch"})
+    with Client(f"127.0.0.1:{port}", model) as client:
+        client.predict([[[[0.5] * 3] * 8] * 8])
+    with urllib.request.urlopen(f"http://127.0.0.1:{rest_port}{PROMETHEUS_PATH}") as page:
+        exported = page.read().decode()
+    for name in used_metrics():
+        assert f"{name}{{" in exported or in_tensorflow(name), name
+
+
+def test_a_version_is_rolled_out_and_back_without_a_failed_call(composed, model):
+    port, _, folder = composed
+    shutil.copytree(folder / "1", folder / "copy")
+    pixels = np.full((10, 8, 8, 3), 0.5, np.float32)
+    with Client(f"127.0.0.1:{port}", model, batch_size=3) as client:
+
+        def served():
+            client.predict(pixels)
+            states = {status.version: status.state for status in client.status()}
+            return client.metadata().version, states
+
+        def until(version, states):
+            end = time.monotonic() + 60
+            while served() != (version, states):
+                assert time.monotonic() < end, f"still at {served()}"
+
+        assert served() == (1, {1: "AVAILABLE"})
+        (folder / "copy").rename(folder / "2")
+        until(2, {1: "AVAILABLE", 2: "AVAILABLE"})
+        (folder / "2").rename(folder / "withdrawn")
+        until(1, {1: "AVAILABLE", 2: "END"})
 
 
 def used_metrics():
