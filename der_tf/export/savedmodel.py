@@ -26,7 +26,7 @@ def export(
     max_batch_size: int = 64,
     batch_timeout_micros: int = 0,
     allowed_batch_sizes: Sequence[int] | None = None,
-    num_batch_threads: int = 2,
+    num_batch_threads: int = 1,
     max_enqueued_batches: int = 256,
     card: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -52,7 +52,9 @@ def export(
         allowed_batch_sizes: sizes that batches are padded to, increasing, the last one equal to
             max_batch_size. Default None: 1, 2, 3, 4, 6, 8, 12, 16, 24 ... max_batch_size, so that
             at most a third of a batch is padding.
-        num_batch_threads: batches that run at the same time. Default 2.
+        num_batch_threads: batches that run at the same time. Default 1: the largest batches,
+            on several cores through TensorFlow's own parallelism; more pay on hosts with more
+            cores than a batch can keep busy.
         max_enqueued_batches: full batches that may wait; requests beyond that are refused as
             UNAVAILABLE. One request may hold max_batch_size * max_enqueued_batches rows.
         card: keys to add to the model card, such as ``training`` and ``evaluation``.

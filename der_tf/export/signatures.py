@@ -35,7 +35,9 @@ class Batching:
         allowed_batch_sizes: sizes that batches are padded to, increasing, the last one equal to
             max_batch_size. Empty (default): 1, 2, 3, 4, 6, 8, 12, 16, 24 ... max_batch_size, so
             that at most a third of a batch is padding.
-        num_batch_threads: batches that run at the same time.
+        num_batch_threads: batches that run at the same time. One (default) makes the largest
+            batches and uses several cores through TensorFlow's own parallelism; more pay on hosts
+            with more cores than a batch can keep busy.
         max_enqueued_batches: full batches that may wait; a request that finds no room is refused
             as UNAVAILABLE. One request may hold max_batch_size * max_enqueued_batches rows.
 
@@ -46,7 +48,7 @@ class Batching:
     max_batch_size: int = 64
     batch_timeout_micros: int = 0
     allowed_batch_sizes: Sequence[int] = ()
-    num_batch_threads: int = 2
+    num_batch_threads: int = 1
     max_enqueued_batches: int = 256
 
     def __post_init__(self):
@@ -129,6 +131,10 @@ class Signatures(tf.Module):
             values = network(tf.ensure_shape(images, [None, *image_shape]), training=False)
             return tf.ensure_shape(tf.cast(values, tf.float32), [None, num_classes])
 
+        # For attacks on the SavedModel: without the batching op, which has no gradient.
+        self.logits = tf.function(
+            logits, input_signature=[tf.TensorSpec([None, *image_shape], tf.float32, "images")]
+        )
         run = batching.wrap(logits, "logits") if batching else logits
 
         # A tf.function, so that all signatures hold the same batching op and share its queue.
