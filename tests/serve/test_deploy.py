@@ -1,5 +1,6 @@
 """The files of serve/deploy, read as their consumers read them and tried on a server."""
 
+import inspect
 import json
 import mmap
 import re
@@ -18,6 +19,7 @@ import yaml
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
+import der_tf
 from serve import config_files, flags
 from serve.client import Client
 from tests.serve.contract_servers import COMMANDS, free_port, write_models
@@ -343,3 +345,22 @@ def test_the_gateway_passes_nothing_on_without_a_token_and_no_reload():
     tls = {d["directive"]: d["args"] for d in server["block"]}
     assert tls["listen"] == ["8443", "ssl"]
     assert tls["ssl_protocols"] == ["TLSv1.2", "TLSv1.3"]
+
+
+# Guide
+
+
+def test_the_guide_gives_the_defaults_of_the_export():
+    guide = (DEPLOY.parents[1] / "docs" / "serving.md").read_text()
+    told = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", guide, re.MULTILINE))
+    parameters = inspect.signature(der_tf.export.export).parameters
+    assert len(told) == 4
+    assert {name: parameters[name].default for name in told} == {
+        name: int(value) for name, value in told.items()
+    }
+
+
+def test_every_file_is_explained_in_the_guide():
+    guide = (DEPLOY.parents[1] / "docs" / "serving.md").read_text()
+    for path in DEPLOY.iterdir():
+        assert f"`{path.name}{'/' * path.is_dir()}" in guide, path.name
