@@ -38,8 +38,9 @@ def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
         seed: of the order.
 
     Returns:
-        ``[N]`` indices. Among its first n, a class of N_c examples has n N_c / N of them, up to
-        one more or less.
+        ``[N]`` indices. Among its first n, a class of N_c examples (of C classes) has its share
+        n N_c / N, give or take less than 1 + C N_c / N; exactly its share where all classes have
+        one size and n is a multiple of C.
     """
     rng = np.random.default_rng(seed)
     place = np.empty(len(labels))
