@@ -186,9 +186,10 @@ class RobustClassifier(keras.Model):
 
     def _unpack(self, data: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        if self.loss is not None:
+        received: Any = getattr(self, "loss", None)
+        if received is not None:
             # Keras keeps a loss through later compiles: forget it, so that one without it works.
-            received, self.loss = self.loss, None
+            self.loss = None
             raise ValueError(
                 "RobustClassifier takes its loss from objective=; compile it without a loss "
                 f"(received loss={received!r})"
