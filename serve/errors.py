@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from http import HTTPStatus
 
 import grpc
 import tensorflow as tf
+
+log = logging.getLogger(__name__)
 
 StatusCode = grpc.StatusCode
 
@@ -82,4 +85,5 @@ def as_serving_error(error: BaseException) -> ServingError:
         return ServingError(_BY_NUMBER.get(error.error_code, StatusCode.UNKNOWN), error.message)
     if isinstance(error, MemoryError):
         return ServingError(StatusCode.RESOURCE_EXHAUSTED, f"Out of memory: {error}")
+    log.error("Unexpected error while serving", exc_info=error)
     return ServingError(StatusCode.INTERNAL, f"{type(error).__name__}: {error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -27,6 +28,10 @@ log = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 128 << 20
 # Threads beyond the capacity: they answer status and health, and refuse what is too much.
 _SPARE_THREADS = 8
+# Calls that may wait for one of these; gRPC itself refuses more, with another text.
+_MAX_WAITING = 1024
+# A reload waits for its models to load, so few of them may hold a spare thread.
+_MAX_RELOADS = 2
 
 _Response = TypeVar("_Response")
 
@@ -104,6 +109,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
 
     def __init__(self, core: ServerCore):
         self._manager = core.manager
+        self._reloads = Capacity(_MAX_RELOADS)
 
     def GetModelStatus(self, request, context):
         def call() -> get_model_status_pb2.GetModelStatusResponse:
@@ -124,7 +130,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             response.status.SetInParent()
             return response
 
-        return _answer(context, call)
+        return _answer(context, call, self._reloads)
 
 
 class GrpcServer:
@@ -153,7 +159,7 @@ class GrpcServer:
         self._server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
             options=list(options.items()),
-            maximum_concurrent_rpcs=threads,
+            maximum_concurrent_rpcs=threads + _MAX_WAITING,
         )
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
             PredictionService(core, Capacity(max_threads)), self._server
@@ -187,10 +193,10 @@ class GrpcServer:
     def start(self) -> None:
         self._server.start()
 
-    def stop(self, grace_seconds: float) -> None:
-        """Refuse new calls, let running ones end."""
+    def drain(self, seconds: float) -> threading.Event:
+        """Refuse new calls, let running ones end; the event is set when they have."""
         self._health.enter_graceful_shutdown()
-        self._server.stop(grace_seconds).wait()
+        return self._server.stop(seconds)
 
 
 def _credentials(ssl: Any) -> grpc.ServerCredentials:

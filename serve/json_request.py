@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from tensorflow.core.example import example_pb2
-from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import input_pb2
 
-from serve import tensors
-from serve.errors import ServingError, StatusCode, invalid_argument
+from serve.errors import ServingError, invalid_argument
+from serve.json_values import (
+    FLOATS,
+    INTEGERS,
+    fill_example,
+    is_named,
+    quoted,
+    shape_text,
+    tensor,
+)
 
 TensorInfos = Mapping[str, meta_graph_pb2.TensorInfo]
 
@@ -34,25 +37,6 @@ _SYNTAX_ERRORS = {
     "Unterminated string starting at": "Missing a closing quotation mark in string.",
     "Invalid \\escape": "Invalid escape character in string.",
     "Invalid \\uXXXX escape": "Incorrect hex digit after \\u escape in string.",
-}
-# Error texts quote the offending value; a whole batch of images would help nobody.
-_MAX_QUOTED = 1000
-
-_INTEGERS: dict[int, Any] = {
-    types_pb2.DT_INT8: np.int8,
-    types_pb2.DT_INT16: np.int16,
-    types_pb2.DT_INT32: np.int32,
-    types_pb2.DT_INT64: np.int64,
-    types_pb2.DT_UINT8: np.uint8,
-    types_pb2.DT_UINT16: np.uint16,
-    types_pb2.DT_UINT32: np.uint32,
-    types_pb2.DT_UINT64: np.uint64,
-}
-# dtype -> (numpy dtype, largest integer it holds exactly, largest value)
-_FLOATS: dict[int, tuple[Any, int, float]] = {
-    types_pb2.DT_HALF: (np.float16, 2**11 - 1, 65504.0),
-    types_pb2.DT_FLOAT: (np.float32, 2**24 - 1, float(np.finfo(np.float32).max)),
-    types_pb2.DT_DOUBLE: (np.float64, 2**53 - 1, float(np.finfo(np.float64).max)),
 }
 
 
@@ -75,14 +59,14 @@ class JsonRequest:
         # numpy would take true for 1 among numbers: without these words it need not be checked.
         self._plain = b"true" not in body and b"false" not in body
         if not isinstance(self.document, dict):
-            raise invalid_argument(f"JSON Value: {_quoted(self.document)} Is not object")
+            raise invalid_argument(f"JSON Value: {quoted(self.document)} Is not object")
 
     @property
     def signature_name(self) -> str:
         name = self.document.get("signature_name", "")
         if not isinstance(name, str):
             raise invalid_argument(
-                f"JSON Value: {_quoted(self.document)} not formatted correctly. "
+                f"JSON Value: {quoted(self.document)} not formatted correctly. "
                 "'signature_name' key must be a string value."
             )
         return name
@@ -119,7 +103,7 @@ class JsonRequest:
         result = input_pb2.Input()
         target = result.example_list.examples
         if "context" in document:
-            _fill_example(document["context"], result.example_list_with_context.context)
+            fill_example(document["context"], result.example_list_with_context.context)
             target = result.example_list_with_context.examples
         if "examples" not in document:
             raise self._refused(
@@ -130,25 +114,25 @@ class JsonRequest:
         if not document["examples"]:
             raise self._refused("'examples' value is an empty array")
         for value in document["examples"]:
-            _fill_example(value, target.add())
+            fill_example(value, target.add())
         return result
 
     def _refused(self, why: str) -> ServingError:
-        return invalid_argument(f"JSON Value: {_quoted(self.document)} {why}")
+        return invalid_argument(f"JSON Value: {quoted(self.document)} {why}")
 
     def _from_rows(self, instances: list, infos: TensorInfos) -> dict[str, np.ndarray]:
-        named = _is_named(instances[0])
+        named = is_named(instances[0])
         if not isinstance(instances[0], dict) and len(infos) > 1:
             raise invalid_argument(
                 "instances is a plain list, but expecting list of objects as multiple "
                 "input tensors required as per tensorinfo_map"
             )
         for index, element in enumerate(instances):
-            if named and not _is_named(element):
+            if named and not is_named(element):
                 raise invalid_argument(
                     f"Expecting object but got list at item {index} of input list"
                 )
-            if not named and _is_named(element):
+            if not named and is_named(element):
                 raise invalid_argument(
                     f"Expecting value/list but got object at item {index} of input list"
                 )
@@ -171,7 +155,7 @@ class JsonRequest:
                 raise _element_error(index, f" key: {key}", error)
         raise invalid_argument(
             f"Failed to process element: {index} of 'instances' list. JSON object: "
-            f"{_quoted(element)} keys must be equal to: {','.join(sorted(infos))}"
+            f"{quoted(element)} keys must be equal to: {','.join(sorted(infos))}"
         )
 
     def _rows(self, values: list, alias: str, dtype: int, key: str) -> np.ndarray:
@@ -181,14 +165,14 @@ class JsonRequest:
         rows: list[np.ndarray] = []
         for index, value in enumerate(values):
             try:
-                row = _tensor(value, dtype)
+                row = tensor(value, dtype)
                 if rows and row.size != rows[0].size:
                     raise invalid_argument(
                         f"Expecting tensor size: {rows[0].size} but got: {row.size}"
                     )
                 if rows and row.shape != rows[0].shape:
                     raise invalid_argument(
-                        f"Expecting shape {_shape(rows[0])} but got: {_shape(row)}"
+                        f"Expecting shape {shape_text(rows[0])} but got: {shape_text(row)}"
                     )
             except ServingError as error:
                 raise _element_error(index, key, error) from error
@@ -196,7 +180,7 @@ class JsonRequest:
         return np.stack(rows)
 
     def _from_columns(self, value: Any, infos: TensorInfos) -> dict[str, np.ndarray]:
-        if not _is_named(value):
+        if not is_named(value):
             if len(infos) > 1:
                 raise invalid_argument(
                     "inputs is a plain value/list, but expecting an object as multiple "
@@ -213,11 +197,11 @@ class JsonRequest:
 
     def _column(self, value: Any, dtype: int) -> np.ndarray:
         fast = self._fast(value, dtype)
-        return _tensor(value, dtype) if fast is None else fast
+        return tensor(value, dtype) if fast is None else fast
 
     def _fast(self, value: Any, dtype: int) -> np.ndarray | None:
         """All of a rectangular numeric list at once; None leaves it to the careful way."""
-        if not self._plain or not (dtype in _FLOATS or dtype in _INTEGERS):
+        if not self._plain or not (dtype in FLOATS or dtype in INTEGERS):
             return None
         try:
             array = np.array(value)
@@ -225,12 +209,12 @@ class JsonRequest:
             return None
         if not array.size:
             return None
-        if dtype in _INTEGERS:
-            limits = np.iinfo(_INTEGERS[dtype])
+        if dtype in INTEGERS:
+            limits = np.iinfo(INTEGERS[dtype])
             if array.dtype.kind not in "iu" or array.min() < limits.min or array.max() > limits.max:
                 return None
-            return array.astype(_INTEGERS[dtype])
-        target, largest_integer, largest = _FLOATS[dtype]
+            return array.astype(INTEGERS[dtype])
+        target, largest_integer, largest = FLOATS[dtype]
         if array.dtype.kind == "i":
             exact = max(abs(int(array.min())), abs(int(array.max()))) <= largest_integer
         elif array.dtype.kind == "f":
@@ -267,164 +251,7 @@ def _parse(text: str) -> Any:
         ) from error
 
 
-def _quoted(value: Any) -> str:
-    text = json.dumps(value, indent=4, ensure_ascii=False)
-    return text if len(text) <= _MAX_QUOTED else text[:_MAX_QUOTED] + "..."
-
-
-def _type_name(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return "Null" if value is None else str(value)
-    for kind, name in ((dict, "Object"), (list, "Array"), (str, "String")):
-        if isinstance(value, kind):
-            return name
-    return "Number"
-
-
-def _shape(array: np.ndarray) -> str:
-    return "[" + ",".join(map(str, array.shape)) + "]"
-
-
-def _is_base64(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)
-
-
-def _is_named(value: Any) -> bool:
-    return isinstance(value, dict) and not _is_base64(value)
-
-
 def _element_error(index: int, key: str, error: ServingError) -> ServingError:
     return invalid_argument(
         f"Failed to process element: {index}{key} of 'instances' list. Error: {error}"
     )
-
-
-def _tensor(value: Any, dtype: int) -> np.ndarray:
-    """One JSON value to one tensor, element by element, with the error of the first bad one."""
-    shape: list[int] = []
-    probe = value
-    while isinstance(probe, list):
-        shape.append(len(probe))
-        probe = probe[0] if probe else None
-    flat: list = []
-    _fill(value, 0, shape, dtype, flat)
-    if dtype == types_pb2.DT_STRING:
-        array = np.empty(len(flat), dtype=object)
-        array[:] = flat
-    elif dtype == types_pb2.DT_BOOL:
-        array = np.array(flat, dtype=np.bool_)
-    else:
-        numpy_dtype = _FLOATS[dtype][0] if dtype in _FLOATS else _INTEGERS.get(dtype, np.float32)
-        array = np.array(flat, dtype=numpy_dtype)
-    return array.reshape(shape)
-
-
-def _fill(value: Any, level: int, shape: list[int], dtype: int, flat: list) -> None:
-    if not isinstance(value, list):
-        if level != len(shape):
-            raise invalid_argument(
-                f"JSON Value: {_quoted(value)} found at incorrect level: {level + 1} in the "
-                f"JSON DOM. Expected at level: {len(shape)}"
-            )
-        flat.append(_element(value, dtype))
-        return
-    if level >= len(shape):
-        raise invalid_argument(
-            f"Encountered list at unexpected level: {level} expected < {len(shape)}"
-        )
-    if len(value) != shape[level]:
-        raise invalid_argument(
-            f"Encountered list at unexpected size: {len(value)} at level: {level} "
-            f"expected size: {shape[level]}"
-        )
-    for item in value:
-        _fill(item, level + 1, shape, dtype, flat)
-
-
-def _element(value: Any, dtype: int) -> Any:
-    name = tensors.dtype_name(dtype)
-    mismatch = f"JSON Value: {_quoted(value)} Type: {_type_name(value)} is not of expected type: "
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(value, dict):
-        if dtype != types_pb2.DT_STRING:
-            raise invalid_argument(mismatch + name)
-        return _unbase64(value)
-    if dtype in _FLOATS:
-        if not number:
-            raise invalid_argument(mismatch + name)
-        _, largest_integer, largest = _FLOATS[dtype]
-        limit = largest_integer if isinstance(value, int) else largest
-        if (isinstance(value, int) or math.isfinite(value)) and abs(value) > limit:
-            raise _lossy(value, name)
-        return value
-    if dtype in _INTEGERS:
-        limits = np.iinfo(_INTEGERS[dtype])
-        if not number or isinstance(value, float) or not limits.min <= value <= limits.max:
-            raise invalid_argument(mismatch + name)
-        return value
-    if dtype == types_pb2.DT_STRING:
-        if not isinstance(value, str):
-            raise invalid_argument(mismatch + name)
-        return value.encode("utf-8", "surrogateescape")
-    if dtype == types_pb2.DT_BOOL:
-        if not isinstance(value, bool):
-            raise invalid_argument(mismatch + name)
-        return value
-    raise ServingError(
-        StatusCode.UNIMPLEMENTED, f"Conversion of JSON Value: {_quoted(value)} to type: {name}"
-    )
-
-
-def _lossy(value: float, name: str) -> ServingError:
-    return invalid_argument(
-        f"Cannot convert JSON value: {_quoted(value)} to {name} without loss of precision."
-    )
-
-
-def _unbase64(value: dict) -> bytes:
-    if not _is_base64(value):
-        raise invalid_argument(
-            f"JSON Value: {_quoted(value)} not formatted correctly for base64 data"
-        )
-    text = value["b64"]
-    try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise invalid_argument("Unable to base64 decode") from error
-
-
-def _fill_example(value: Any, example: example_pb2.Example) -> None:
-    if not isinstance(value, dict):
-        raise invalid_argument(f"Example must be JSON object but got JSON {_type_name(value)}")
-    for name, content in value.items():
-        feature = example.features.feature[name]
-        for item in content if isinstance(content, list) else [content]:
-            _add_to_feature(item, name, feature)
-
-
-def _add_to_feature(value: Any, name: str, feature) -> None:
-    kinds = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
-    if isinstance(value, str) or _is_base64(value):
-        kind = "bytes_list"
-    elif isinstance(value, bool | int):
-        kind = "int64_list"
-    elif isinstance(value, float):
-        kind = "float_list"
-    else:
-        raise invalid_argument(
-            f"Feature: {name} has element with unexpected JSON type: {_type_name(value)}"
-        )
-    current = feature.WhichOneof("kind")
-    if current not in (None, kind):
-        raise invalid_argument(
-            f"Unexpected element type in feature: {name} expecting type: {kinds[current]}"
-        )
-    if isinstance(value, dict):
-        value = _unbase64(value)
-    elif isinstance(value, str):
-        value = value.encode("utf-8", "surrogateescape")
-    elif isinstance(value, float) and math.isfinite(value) and abs(value) > _FLOATS[1][2]:
-        raise _lossy(value, "float")
-    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise invalid_argument(f"Feature: {name} has uint64 element. Only int64 is supported.")
-    getattr(feature, kind).value.append(int(value) if kind == "int64_list" else value)

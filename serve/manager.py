@@ -140,6 +140,13 @@ class ModelManager:
 
     # Configuration
 
+    @property
+    def config(self) -> model_server_config_pb2.ModelServerConfig:
+        """The configuration in force."""
+        result = model_server_config_pb2.ModelServerConfig()
+        result.model_config_list.config.extend(self._configs.values())
+        return result
+
     def start(self) -> None:
         self._poller.start()
 

@@ -11,6 +11,7 @@ import time
 
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
+from tensorflow_serving.apis import model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from serve import config_files, model_config, monitoring, warmup
@@ -134,9 +135,10 @@ class Server:
             self._poll_config_file(ended)
             ended.wait()
             log.info("Draining: requests that run are finished, new ones are refused")
+            drained = grpc_server.drain(_DRAIN_SECONDS)
             if rest_server is not None:
                 rest_server.stop()
-            grpc_server.stop(_DRAIN_SECONDS)
+            drained.wait()
         finally:
             self._manager.stop()
         return 0
@@ -197,9 +199,32 @@ class Server:
             if self._ssl is not None:
                 log.warning("--ssl_config_file covers gRPC only: the HTTP/REST API is in clear")
         if not flags.names_models:
-            names = [model.name for model in self._config.model_config_list.config]
-            _print_calls(names, flags.port, rest_port)
+            self._print_calls(rest_port)
         return rest_server
+
+    def _print_calls(self, rest_port: int) -> None:
+        models = [model.name for model in self._config.model_config_list.config]
+        print("\nServing " + ", ".join(models) + ". Try, in another terminal:\n")
+        for model in models:
+            where = f"--target localhost:{self._flags.port} --model {model}"
+            url = f"localhost:{rest_port}/v1/models/{model}"
+            print(f"  python -m serve.client predict IMAGE.png {where}")
+            print(f"  python -m serve.client status {where}")
+            print(f"  curl {url}")
+            for signature in self._bytes_signatures(model):
+                body = f'{{"signature_name": "{signature}", "instances": [{{"b64": "%s"}}]}}'
+                print(f"  printf '{body}' $(base64 -w0 IMAGE.png) | curl {url}:predict -d @-")
+        print(flush=True)
+
+    def _bytes_signatures(self, model: str) -> list[str]:
+        """Signatures that curl can feed a file: their one input is named as bytes are."""
+        servable = self._manager.acquire(model_pb2.ModelSpec(name=model))
+        servable.release()
+        return [
+            name
+            for name, signature in sorted(servable.signatures.items())
+            if len(signature.inputs) == 1 and next(iter(signature.inputs)).endswith("_bytes")
+        ]
 
     def _poll_config_file(self, ended: threading.Event) -> None:
         seconds = self._flags.model_config_file_poll_wait_seconds
@@ -212,10 +237,9 @@ class Server:
         while not ended.wait(seconds):
             try:
                 config = _model_server_config(self._flags)
-                if config != self._config:
+                if config != self._manager.config:
                     # A new model that never loads must not keep later edits from being read.
                     self._manager.reload(config, lambda: False)
-                    self._config = config
             except ServingError as error:
                 log.error("PollFilesystemAndReloadConfig failed to ReloadConfig: %s", error)
 
@@ -293,12 +317,3 @@ def _metrics(flags: Flags) -> tuple[monitoring.Metrics | None, str | None]:
     if not config.prometheus_config.enable:
         return None, None
     return monitoring.Metrics(), config.prometheus_config.path or monitoring.DEFAULT_PATH
-
-
-def _print_calls(names: list[str], port: int, rest_port: int) -> None:
-    print("\nServing " + ", ".join(names) + ". Try, in another terminal:\n")
-    for name in names:
-        print(f"  python -m serve.client status --target localhost:{port} --model {name}")
-        print(f"  curl localhost:{rest_port}/v1/models/{name}")
-        print(f"  curl localhost:{rest_port}/v1/models/{name}/metadata")
-    print(flush=True)
