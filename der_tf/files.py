@@ -8,15 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+def partial(name: str) -> str:
+    """What a file of this name (or pattern) is called while it is being written."""
+    return f".partial-{name}"
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; it takes the place of ``path`` at the end.
 
     A process killed meanwhile leaves the old file as it was. When the block raises, the temporary
-    file is removed. Its name keeps the suffix, by which libraries choose the format.
+    file is removed. Its
+    name keeps the suffix, by which libraries choose the format.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    temporary = path.with_name(partial(path.name))
     try:
         yield temporary
         with open(temporary, "rb") as file:

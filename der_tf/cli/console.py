@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
 
-from der_tf.training.faults import RunError
+from der_tf.training.faults import Interrupted, RunError
 
 if TYPE_CHECKING:
     from der_tf.evaluation.robustness import Progress
@@ -85,6 +85,8 @@ def load_tensorflow(debug: bool = False) -> None:
         os.dup2(kept.fileno(), 2)
         try:
             import tensorflow  # noqa: F401
+        except Interrupted:
+            raise
         except BaseException:
             kept.seek(0)
             os.write(stderr, kept.read())

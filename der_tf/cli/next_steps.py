@@ -15,13 +15,22 @@ def after_training(run: Path, exported: str | None) -> list[str]:
         f"  {_here('der-tf')} evaluate {shlex.quote(str(run))} --attacks fgsm,pgd,mim",
     ]
     if exported:
-        model = Path(exported).parent
-        base = shlex.quote(str(model.resolve()))
-        lines.append(
-            f"  {_here('python')} -m serve --model_name={shlex.quote(model.name)} "
-            f"--model_base_path={base}"
-        )
+        lines.append(f"  {serve(Path(exported))}")
     return lines
+
+
+def serve(version: Path) -> str:
+    """The command that serves an exported version."""
+    model = version.resolve().parent
+    return (
+        f"{_here('python')} -m serve --model_name={shlex.quote(model.name)} "
+        f"--model_base_path={shlex.quote(str(model))}"
+    )
+
+
+def go_on(run: Path) -> str:
+    """The command that goes on with a run."""
+    return f"{_here('der-tf')} train --run-dir {shlex.quote(str(run))}"
 
 
 def _here(command: str) -> str:

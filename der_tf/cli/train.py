@@ -15,7 +15,7 @@ from der_tf.cli.console import attack_progress, load_tensorflow, preparing, say,
 from der_tf.cli.train_options import TrainOptions
 from der_tf.files import write_text
 from der_tf.training import workers
-from der_tf.training.faults import RunError, Signals, writing
+from der_tf.training.faults import Interrupted, RunError, Signals, writing
 from der_tf.training.recipes import Configuration
 from der_tf.training.run_directory import RunDirectory, configure, default_path, versions
 
@@ -85,11 +85,17 @@ def _train(
     record = directory.record()
     if record is None:
         with writing(own.config):
-            own.write_record(config, sys.argv[1:])
+            own.write_record(config, sys.argv[1:], dataset.class_names)
     else:
         _note_other_versions(record)
     _announce(training, directory)
-    training.run()
+    try:
+        training.run()
+    except Interrupted as interrupted:
+        raise interrupted.add(
+            f"the state after {training.checkpoints.position} is saved; go on with "
+            f"{next_steps.go_on(directory.path)}"
+        ) from None
     return dataset
 
 
@@ -120,10 +126,12 @@ def _announce(training: Training, directory: RunDirectory) -> None:
         f"{config.model}, {model.network.count_params():,} parameters; {config.attack} at "
         f"{config.norm} {config.epsilon:.4g}, {config.objective}, {der}"
     )
-    place = f"from epoch {training.checkpoints.epoch + 1}, step {training.checkpoints.step}"
+    place = "from the start"
+    if training.resumed:
+        place = f"going on after {training.checkpoints.position}"
     say(
-        f"{config.epochs} epochs of {data.steps_per_epoch} steps, "
-        f"{place if training.resumed else 'from the start'}; run directory {directory.path}"
+        f"{config.epochs} epochs of {data.steps_per_epoch} steps, {place}; run directory "
+        f"{directory.path}"
     )
 
 
@@ -146,7 +154,7 @@ def _measured(config: Configuration, directory: RunDirectory, dataset: ImageData
         steps=config.evaluation_steps,
         restarts=config.evaluation_restarts,
     )
-    say(f"Measuring best.keras on the test set, once: {config.evaluation_steps} steps of PGD")
+    say("Measuring best.keras on the test set ...")
     network = keras.models.load_model(directory.best, compile=False)
     with attack_progress(["pgd"]) as progress:
         result = evaluate(

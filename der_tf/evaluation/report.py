@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from der_tf.attacks import Attack
 from der_tf.evaluation.robustness import Evaluation
 
 HEADER = ("images", "accuracy", "95 % interval", "dE(x)", "dE(x, y)", "abnormal")
@@ -52,11 +53,11 @@ def to_dict(evaluation: Evaluation) -> dict[str, Any]:
 
 def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """Rows under :data:`HEADER` of what :func:`to_dict` gives: natural, each attack, worst case."""
-    found = [("natural", *_accuracy(report["natural"]), "", "", "")]
+    found: list[tuple[str, ...]] = [("natural", *_accuracy(report["natural"]), "", "", "")]
     for name, result in report["attacks"].items():
         found.append(
             (
-                f"{name} ({_describe(result['config'])})",
+                _describe(name, result["config"]),
                 *_accuracy(result),
                 f"{result['delta_marginal_energy']:+.3f}",
                 f"{result['delta_joint_energy']:+.3f}",
@@ -86,21 +87,19 @@ def _accuracy(result: dict[str, Any]) -> tuple[str, str]:
 
 
 def _config(attack: Any) -> dict[str, Any]:
-    return (
-        dataclasses.asdict(attack) if dataclasses.is_dataclass(attack) else {"attack": repr(attack)}
-    )  # type: ignore[arg-type]
+    return dataclasses.asdict(attack) if isinstance(attack, Attack) else {"attack": repr(attack)}
 
 
-def _describe(config: dict[str, Any]) -> str:
-    """What tells one table from another: radius, steps, restarts."""
+def _describe(name: str, config: dict[str, Any]) -> str:
+    """The field's short form: pgd-50-10 is PGD of 50 steps and 10 restarts."""
     if "epsilon" not in config:
-        return "own"
-    parts = [f"{config['norm']} {_fraction(config['epsilon'])}"]
-    if "steps" in config:
-        parts.append(f"{config['steps']} steps")
+        return name
+    numbers = [config["steps"]] if "steps" in config else []
     if config.get("restarts", 1) > 1:
-        parts.append(f"{config['restarts']} restarts")
-    return ", ".join(parts)
+        numbers.append(config["restarts"])
+    return (
+        f"{'-'.join([name, *map(str, numbers)])} ({config['norm']} {_fraction(config['epsilon'])})"
+    )
 
 
 def _fraction(value: float) -> str:

@@ -58,6 +58,11 @@ class Checkpoints:
         return int(self._step.numpy())
 
     @property
+    def position(self) -> str:
+        """The state saved or restored last, in words."""
+        return f"epoch {self.epoch + 1}, step {self.step}" if self.step else f"epoch {self.epoch}"
+
+    @property
     def best(self) -> float:
         """Best validation robust accuracy so far; -inf before the first epoch's end."""
         return float(self._best.numpy())
@@ -80,10 +85,9 @@ class Checkpoints:
         for variable in self._variables:
             if variable.dtype.is_floating and not np.all(np.isfinite(_value(variable))):
                 raise RunError(f"a weight became NaN or infinite by epoch {epoch + 1}, step {step}")
-        before = (self.epoch, self.step)
+        kept = f"the state after {self.position} is kept" if self.latest else ""
         self._epoch.assign(epoch)
         self._step.assign(step)
-        kept = f"the state after epoch {before[0]}, step {before[1]} is kept" if self.latest else ""
         with writing(self.directory, kept):
             self._manager.save()
 

@@ -21,6 +21,11 @@ class Interrupted(RunError):
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.signal_number = signal_number
 
+    def add(self, text: str) -> Interrupted:
+        """The same with more to say."""
+        self.args = (f"{self.args[0]}: {text}",)
+        return self
+
 
 class Signals:
     """Turns SIGTERM and SIGINT into :class:`Interrupted`, at once or where the work allows it.

@@ -70,6 +70,15 @@ class Configuration:
         """DATASET-ATTACK: what run directories and exports are called by default."""
         return f"{self.dataset}-{self.attack}"
 
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Configuration:
+        """From what JSON keeps of ``dataclasses.asdict``.
+
+        Raises:
+            KeyError, TypeError: when a field is missing or unknown.
+        """
+        return cls(**{**stored, "milestones": tuple(stored["milestones"])})
+
 
 def _table(**rows: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
     return MappingProxyType({name: MappingProxyType(dict(row)) for name, row in rows.items()})

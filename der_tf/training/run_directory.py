@@ -12,11 +12,11 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from der_tf.files import write_text
+from der_tf.files import partial, write_text
 from der_tf.training.recipes import Configuration, option, resolve
 
 _PACKAGES = ("der-tf", "tensorflow", "keras", "numpy", "tensorflow-datasets", "cleverhans")
@@ -78,9 +78,7 @@ class RunDirectory:
         if record is None:
             return None
         try:
-            stored = dict(record["configuration"])
-            stored["milestones"] = tuple(stored["milestones"])
-            return Configuration(**stored)
+            return Configuration.from_dict(record["configuration"])
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"{self.config} is not a configuration of this version: {error}"
@@ -95,13 +93,16 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.config} cannot be read: {error}") from None
 
-    def write_record(self, configuration: Configuration, arguments: list[str]) -> None:
+    def write_record(
+        self, configuration: Configuration, arguments: list[str], class_names: Sequence[str]
+    ) -> None:
         """Write config.json."""
         record = {
             "schema": 1,
             "arguments": arguments,
             "configuration": dataclasses.asdict(configuration),
             "seed": configuration.seed,
+            "class_names": list(class_names),
             "versions": versions(),
             "git_commit": git_commit(),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -112,7 +113,8 @@ class RunDirectory:
     def held(self) -> Iterator[None]:
         """Make the folder and keep other processes from training in it meanwhile.
 
-        A folder that is still empty at the end is removed again.
+        What a killed process left half written is removed, and at the end the folder itself if
+        it is still empty.
 
         Raises:
             ValueError: when it cannot be made or written to, or another process holds it.
@@ -133,6 +135,8 @@ class RunDirectory:
             os.close(descriptor)
             raise ValueError(f"another process is training in {self.path}") from None
         try:
+            for leftover in self.path.glob(partial("*")):
+                leftover.unlink()
             yield
         finally:
             os.close(descriptor)
