@@ -4,11 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
+from der_tf.attacks.apgd import APGD, APGDDLR, APGDT
+from der_tf.attacks.auto_attack import AutoAttack, AutoAttackResult
 from der_tf.attacks.base import Attack
+from der_tf.attacks.carlini_wagner import CW, CWLinf
+from der_tf.attacks.checks import UnreliableAttackWarning
+from der_tf.attacks.fab import FABT
 from der_tf.attacks.gradient import FGSM, MIM, NFGSM, PGD, RSFGSM, TRADES
+from der_tf.attacks.square import Square
 from der_tf.configurable import create
 
-__all__ = ["FGSM", "MIM", "NFGSM", "PGD", "RSFGSM", "TRADES", "Attack", "get", "names"]
+__all__ = [
+    "APGD",
+    "APGDDLR",
+    "APGDT",
+    "CW",
+    "FABT",
+    "FGSM",
+    "MIM",
+    "NFGSM",
+    "PGD",
+    "RSFGSM",
+    "TRADES",
+    "Attack",
+    "AutoAttack",
+    "AutoAttackResult",
+    "CWLinf",
+    "Square",
+    "UnreliableAttackWarning",
+    "get",
+    "names",
+]
 
 _ATTACKS: dict[str, type[Attack]] = {
     "fgsm": FGSM,
@@ -17,6 +43,14 @@ _ATTACKS: dict[str, type[Attack]] = {
     "pgd": PGD,
     "mim": MIM,
     "trades": TRADES,
+    "cw": CW,
+    "cw_linf": CWLinf,
+    "apgd_ce": APGD,
+    "apgd_dlr": APGDDLR,
+    "apgd_t": APGDT,
+    "fab_t": FABT,
+    "square": Square,
+    "auto_attack": AutoAttack,
 }
 
 

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from der_tf.attacks import geometry
+from der_tf.attacks import checks, geometry
 from der_tf.configurable import Configurable
 
 Model = Callable[[tf.Tensor], tf.Tensor]
@@ -61,8 +61,11 @@ class Attack(Configurable):
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        self._require("epsilon", "a finite number >= 0", lambda v: np.isfinite(v) and v >= 0)
+        self._check_epsilon()
         self._require("norm", "'linf' or 'l2'", lambda v: v in geometry.NORMS)
+
+    def _check_epsilon(self) -> None:
+        self._require("epsilon", "a finite number >= 0", lambda v: np.isfinite(v) and v >= 0)
 
     def _require(self, field: str, accepted: str, fits: Callable[[Any], bool]) -> None:
         value = getattr(self, field)
@@ -93,15 +96,21 @@ class Attack(Configurable):
             ``[B, H, W, C]`` float32, inside the ball and [0, 1] exactly.
 
         Raises:
-            ValueError: when the images are not in [0, 1], or the labels do not fit the images.
+            ValueError: when the images are not in [0, 1], the labels fit neither the images nor
+                the logits, or the logits of the images are not finite. Inside a ``tf.function``
+                none of these is checked.
+
+        Warns:
+            UnreliableAttackWarning: when the model returns probabilities in place of logits.
         """
         if tf.inside_function():
             return self.perturb(
                 model, tf.cast(x, tf.float32), tf.cast(y, tf.int32), self._new_seed()
             )
-        x, y = _checked(x, y)
+        x, y = checked(x, y)
         if len(x) == 0:
             return x  # convolutions on CPU fail on an empty batch
+        checks.check_logits(clean_logits(model, x), y)
         return _compiled(self, model, tuple(x.shape[1:]))(x, y, self._new_seed())
 
     def perturb(self, model: Model, x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -119,7 +128,8 @@ class Attack(Configurable):
         return tf.constant([self.seed, 0], tf.int32)
 
 
-def _checked(x: Any, y: Any) -> tuple[tf.Tensor, tf.Tensor]:
+def checked(x: Any, y: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    """Images as float32 and labels as int32; ValueError for what no attack can take."""
     x = tf.cast(tf.convert_to_tensor(x), tf.float32)
     y = tf.convert_to_tensor(y)
     if y.shape.rank != 1 or not y.dtype.is_integer or x.shape.rank < 2 or len(x) != len(y):
@@ -133,6 +143,22 @@ def _checked(x: Any, y: Any) -> tuple[tf.Tensor, tf.Tensor]:
             f"{tf.reduce_min(x):g} to {tf.reduce_max(x):g}"
         )
     return x, tf.cast(y, tf.int32)
+
+
+def clean_logits(model: Model, x: Any, batch_size: int | None = None) -> np.ndarray:
+    """Logits of images, ``[B, K]``, in inference mode; in batches unless they come in one."""
+    forward = _forward(model, tuple(x.shape[1:]))
+    size = batch_size or len(x)
+    return np.concatenate([forward(x[at : at + size]).numpy() for at in range(0, len(x), size)])
+
+
+@functools.lru_cache(maxsize=16)
+def _forward(model: Model, image_shape: tuple[int, ...]) -> Callable:
+    return tf.function(
+        lambda images: tf.cast(logits_function(model, False)(images), tf.float32),
+        input_signature=[tf.TensorSpec([None, *image_shape], tf.float32)],
+        jit_compile=False,
+    )
 
 
 @functools.lru_cache(maxsize=16)
