@@ -11,7 +11,7 @@ Exit status 0 done, 1 failed at work, 2 unusable arguments.
 
 from __future__ import annotations
 
-import re
+import os
 import sys
 import traceback
 from dataclasses import dataclass
@@ -192,10 +192,14 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         app(arguments, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
     except (CycloptsError, ValueError, FileNotFoundError, IsADirectoryError) as error:
         return _fail(error, 2, arguments)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ServingError, OSError, Image.DecompressionBombError) as error:
         return _fail(error, 1, arguments)
     return 0
@@ -204,9 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _fail(error: Exception, code: int, arguments: list[str]) -> int:
     if "--debug" in arguments:
         traceback.print_exception(error)
-    # TensorFlow wraps the sentence of an assertion in the names of the graph's nodes.
-    sentence = re.sub(r"assertion failed: \[(.*?)\]\s*\[\[.*", r"\1", str(error), flags=re.DOTALL)
-    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 
 

@@ -37,7 +37,7 @@ class ServingError(RuntimeError):
 
     Attributes:
         code: the ``grpc.StatusCode``.
-        message: the server's sentence.
+        message: the server's sentence, without the names of graph nodes around an assertion's.
     """
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
@@ -231,8 +231,13 @@ def sample_inputs(labels: Any, seeds: Any, num_steps: Any) -> dict[str, Any]:
 
 
 def serving_error(error: grpc.RpcError) -> ServingError:
-    """Our exception for gRPC's."""
-    return ServingError(error.code(), error.details() or "the server gave no reason")
+    """Our exception for gRPC's.
+
+    TensorFlow wraps the sentence of an assertion: ``assertion failed: [SENTENCE] [[NODES]]``.
+    """
+    details = error.details() or "the server gave no reason"
+    assertion = re.match(r"assertion failed: \[(.*)\]\s*\[\[", details, re.DOTALL)
+    return ServingError(error.code(), assertion[1] if assertion else details)
 
 
 def not_ready(model: str, timeout: float, last_seen: str) -> ServingError:
