@@ -214,6 +214,11 @@ class BatchedServable(Servable):
         self._scheduler = scheduler
 
     def run(
-        self, feeds: Sequence[str], arrays: Sequence[np.ndarray], fetches: Sequence[str]
+        self,
+        feeds: Sequence[str],
+        arrays: Sequence[np.ndarray],
+        fetches: Sequence[str],
+        timeout: float | None = None,
     ) -> list[np.ndarray]:
+        """As Servable's; a batch is of several deadlines, so it runs to its end."""
         return self._scheduler.run(id(self), super().run, feeds, arrays, fetches)

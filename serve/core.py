@@ -93,39 +93,48 @@ class ServerCore:
         decode: Callable[[Servable], Mapping[str, np.ndarray]],
         output_filter: Sequence[str],
         entrypoint: str,
+        timeout: float | None = None,
     ) -> tuple[model_pb2.ModelSpec, dict[str, np.ndarray]]:
         """Run a signature on the arrays that ``decode`` makes once the version is known."""
         name = spec.signature_name
         with self.request(spec, "Predict", entrypoint) as servable:
             inputs = decode(servable)
             with self._runtime(spec, "Predict"):
-                outputs = self.inference.predict(servable, name, inputs, output_filter)
+                outputs = self.inference.predict(servable, name, inputs, output_filter, timeout)
             return model_spec(servable, spec.name, name), outputs
 
     def classify(
-        self, spec: model_pb2.ModelSpec, examples: input_pb2.Input, entrypoint: str
+        self,
+        spec: model_pb2.ModelSpec,
+        examples: input_pb2.Input,
+        entrypoint: str,
+        timeout: float | None = None,
     ) -> classification_pb2.ClassificationResponse:
         with self.request(spec, "Classify", entrypoint) as servable:
             with self._runtime(spec, "Classify"):
-                result = self.inference.classify(servable, spec.signature_name, examples)
+                result = self.inference.classify(servable, spec.signature_name, examples, timeout)
             answered = model_spec(servable, spec.name, spec.signature_name)
             return classification_pb2.ClassificationResponse(result=result, model_spec=answered)
 
     def regress(
-        self, spec: model_pb2.ModelSpec, examples: input_pb2.Input, entrypoint: str
+        self,
+        spec: model_pb2.ModelSpec,
+        examples: input_pb2.Input,
+        entrypoint: str,
+        timeout: float | None = None,
     ) -> regression_pb2.RegressionResponse:
         with self.request(spec, "Regress", entrypoint) as servable:
             with self._runtime(spec, "Regress"):
-                result = self.inference.regress(servable, spec.signature_name, examples)
+                result = self.inference.regress(servable, spec.signature_name, examples, timeout)
             answered = model_spec(servable, spec.name, spec.signature_name)
             return regression_pb2.RegressionResponse(result=result, model_spec=answered)
 
     def multi_inference(
-        self, request: inference_pb2.MultiInferenceRequest
+        self, request: inference_pb2.MultiInferenceRequest, timeout: float | None = None
     ) -> inference_pb2.MultiInferenceResponse:
         spec = request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec()
         with self.request(spec, "MultiInference", "GRPC") as servable:
-            return self.inference.multi_inference(servable, request)
+            return self.inference.multi_inference(servable, request, timeout)
 
     def metadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest

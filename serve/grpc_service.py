@@ -33,6 +33,8 @@ _MAX_WAITING = 1024
 # A reload waits for its models to load, so few of them may hold a spare thread.
 _MAX_RELOADS = 2
 
+_NO_DEADLINE = 86400.0 * 365
+
 _Response = TypeVar("_Response")
 
 
@@ -48,6 +50,12 @@ def _answer(
         raise  # not reached: abort raises
 
 
+def _timeout(context: grpc.ServicerContext) -> float | None:
+    """Seconds that the client still waits; without a deadline gRPC says centuries."""
+    remaining = context.time_remaining()
+    return None if remaining is None or remaining > _NO_DEADLINE else remaining
+
+
 def _require_spec(request) -> None:
     if not request.HasField("model_spec"):
         raise invalid_argument("Missing ModelSpec")
@@ -61,12 +69,14 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         self._capacity = capacity
 
     def Predict(self, request, context):
-        return _answer(context, lambda: self._predict(request), self._capacity)
+        return _answer(context, lambda: self._predict(request, _timeout(context)), self._capacity)
 
-    def _predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
+    def _predict(
+        self, request: predict_pb2.PredictRequest, timeout: float | None
+    ) -> predict_pb2.PredictResponse:
         _require_spec(request)
         spec, outputs = self._core.predict(
-            request.model_spec, lambda _: _decode(request), request.output_filter, "GRPC"
+            request.model_spec, lambda _: _decode(request), request.output_filter, "GRPC", timeout
         )
         response = predict_pb2.PredictResponse(model_spec=spec)
         for alias, array in outputs.items():
@@ -76,19 +86,24 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     def Classify(self, request, context):
         def call():
             _require_spec(request)
-            return self._core.classify(request.model_spec, request.input, "GRPC")
+            timeout = _timeout(context)
+            return self._core.classify(request.model_spec, request.input, "GRPC", timeout)
 
         return _answer(context, call, self._capacity)
 
     def Regress(self, request, context):
         def call():
             _require_spec(request)
-            return self._core.regress(request.model_spec, request.input, "GRPC")
+            timeout = _timeout(context)
+            return self._core.regress(request.model_spec, request.input, "GRPC", timeout)
 
         return _answer(context, call, self._capacity)
 
     def MultiInference(self, request, context):
-        return _answer(context, lambda: self._core.multi_inference(request), self._capacity)
+        def call():
+            return self._core.multi_inference(request, _timeout(context))
+
+        return _answer(context, call, self._capacity)
 
     def GetModelMetadata(self, request, context):
         return _answer(context, lambda: self._core.metadata(request))

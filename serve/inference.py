@@ -55,12 +55,14 @@ class Inference:
         signature_name: str,
         inputs: Mapping[str, np.ndarray],
         output_filter: Sequence[str] = (),
+        timeout: float | None = None,
     ) -> dict[str, np.ndarray]:
-        """Arrays by alias in, arrays by alias out."""
+        """Arrays by alias in, arrays by alias out; stopped after ``timeout`` seconds."""
         signature = self.predict_signature(servable, signature_name)
         feeds, arrays = _feeds(signature, inputs)
         aliases = _output_aliases(signature, output_filter)
-        outputs = servable.run(feeds, arrays, [signature.outputs[alias].name for alias in aliases])
+        fetches = [signature.outputs[alias].name for alias in aliases]
+        outputs = servable.run(feeds, arrays, fetches, timeout)
         return dict(zip(aliases, outputs, strict=True))
 
     def predict_signature(self, servable: Servable, name: str) -> meta_graph_pb2.SignatureDef:
@@ -77,25 +79,36 @@ class Inference:
         return signature
 
     def classify(
-        self, servable: Servable, signature_name: str, examples: input_pb2.Input
+        self,
+        servable: Servable,
+        signature_name: str,
+        examples: input_pb2.Input,
+        timeout: float | None = None,
     ) -> classification_pb2.ClassificationResult:
         signature = self._example_signature(servable, signature_name, CLASSIFY)
         feed, fetches = self._classify_tensors(signature)
         rows = serialized_examples(examples)
-        outputs = servable.run([feed], [rows], fetches)
+        outputs = servable.run([feed], [rows], fetches, timeout)
         return classification(signature, len(rows), dict(zip(fetches, outputs, strict=True)))
 
     def regress(
-        self, servable: Servable, signature_name: str, examples: input_pb2.Input
+        self,
+        servable: Servable,
+        signature_name: str,
+        examples: input_pb2.Input,
+        timeout: float | None = None,
     ) -> regression_pb2.RegressionResult:
         signature = self._example_signature(servable, signature_name, REGRESS)
         feed, fetches = self._regress_tensors(signature)
         rows = serialized_examples(examples)
-        outputs = servable.run([feed], [rows], fetches)
+        outputs = servable.run([feed], [rows], fetches, timeout)
         return regression(signature, len(rows), dict(zip(fetches, outputs, strict=True)))
 
     def multi_inference(
-        self, servable: Servable, request: inference_pb2.MultiInferenceRequest
+        self,
+        servable: Servable,
+        request: inference_pb2.MultiInferenceRequest,
+        timeout: float | None = None,
     ) -> inference_pb2.MultiInferenceResponse:
         """Several classify and regress tasks on the same examples, in one run of the graph."""
         signatures: dict[str, meta_graph_pb2.SignatureDef] = {}
@@ -133,7 +146,7 @@ class Inference:
         response = inference_pb2.MultiInferenceResponse()
         rows = serialized_examples(request.input)
         ordered = sorted(fetches)
-        outputs = dict(zip(ordered, servable.run([*feeds], [rows], ordered), strict=True))
+        outputs = dict(zip(ordered, servable.run([*feeds], [rows], ordered, timeout), strict=True))
         for task, (key, signature) in zip(request.tasks, signatures.items(), strict=True):
             result = response.results.add()
             result.model_spec.CopyFrom(model_spec(servable, task.model_spec.name, key))

@@ -146,12 +146,13 @@ class RestApp:
 
     def _infer(self, spec: model_pb2.ModelSpec, method: str, request: JsonRequest) -> bytes:
         spec.signature_name = request.signature_name
+        timeout = self._options.timeout_seconds
         if method == "classify":
-            answer = self._core.classify(spec, request.examples(), "REST")
+            answer = self._core.classify(spec, request.examples(), "REST", timeout)
             return json_reply.classifications(answer.result)
         if method == "regress":
             return json_reply.regressions(
-                self._core.regress(spec, request.examples(), "REST").result
+                self._core.regress(spec, request.examples(), "REST", timeout).result
             )
         by_rows = True
 
@@ -170,7 +171,7 @@ class RestApp:
             arrays, by_rows = request.inputs(infos)
             return arrays
 
-        _, outputs = self._core.predict(spec, decode, (), "REST")
+        _, outputs = self._core.predict(spec, decode, (), "REST", timeout)
         return json_reply.predictions(outputs, by_rows)
 
 

@@ -6,16 +6,19 @@ TF1 and TF2 SavedModel, keeps the tensor names that the metadata shows, and chec
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
+from tensorflow.python.client import pywrap_tf_session as tf_session
 
 from serve.errors import ServingError, StatusCode, not_found
 
@@ -57,21 +60,50 @@ class Servable:
             self._session.close()
             raise
         self.signatures: dict[str, meta_graph_pb2.SignatureDef] = dict(meta_graph.signature_def)
-        self._callables: OrderedDict[tuple, object] = OrderedDict()
+        self._callables: OrderedDict[tuple, Any] = OrderedDict()
+        self._outputs: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._users = 0
         self._retired = False
 
     def run(
-        self, feeds: Sequence[str], arrays: Sequence[np.ndarray], fetches: Sequence[str]
+        self,
+        feeds: Sequence[str],
+        arrays: Sequence[np.ndarray],
+        fetches: Sequence[str],
+        timeout: float | None = None,
     ) -> list[np.ndarray]:
         """Feed tensors by name, fetch tensors by name (``"serving_default_x:0"``).
 
+        Args:
+            feeds: names of the tensors fed.
+            arrays: their values, in the same order.
+            fetches: names of the tensors returned.
+            timeout: seconds after which the graph is stopped (at the latest after twice as
+                many); None lets it run to its end.
+
         Raises:
-            tf.errors.OpError: what the graph says of the request.
+            tf.errors.OpError: what the graph says of the request; DeadlineExceededError.
         """
-        return self._callable(tuple(feeds), tuple(fetches))(*arrays)
+        # Neither call is public. Session.run and make_callable take 160 microseconds where the
+        # first takes 30, and refuse shapes by the placeholder's, which the C++ server does not.
+        if timeout is None:
+            return self._callable(tuple(feeds), tuple(fetches))(*arrays)
+        return self._session._call_tf_sessionrun(
+            _run_options(timeout),
+            {self._output(name): array for name, array in zip(feeds, arrays, strict=True)},
+            [self._output(name) for name in fetches],
+            [],
+            None,
+        )
+
+    def _output(self, name: str):
+        found = self._outputs.get(name)
+        if found is None:
+            found = self._session.graph.get_tensor_by_name(name)._as_tf_output()
+            self._outputs[name] = found
+        return found
 
     def _callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...]):
         key = (feeds, fetches)
@@ -81,7 +113,6 @@ class Servable:
                 self._callables.move_to_end(key)
                 return found
         options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
-        # Not public, but 30 microseconds a call where Session.run and make_callable take 160.
         made = self._session._make_callable_from_options(options)
         with self._lock:
             self._callables[key] = made
@@ -112,6 +143,17 @@ class Servable:
         self._session.close()
         del self._session
         gc.collect()  # the Python graph is full of reference cycles
+
+
+def _run_options(timeout: float):
+    # Rounded up to a power of two, so that few are ever made; never freed.
+    return _run_options_of(1 << min(max(int(timeout * 1e3), 1).bit_length(), 40))
+
+
+@functools.cache
+def _run_options_of(milliseconds: int):
+    options = config_pb2.RunOptions(timeout_in_ms=milliseconds)
+    return tf_session.TF_NewBufferFromString(options.SerializeToString())
 
 
 def _load(session, path: str, tags: Sequence[str]) -> meta_graph_pb2.MetaGraphDef:

@@ -70,6 +70,14 @@ def test_client_that_goes_away_mid_request(victim):
     wait_for(lambda: code_of(predict, victim, "zoo", x=floats(1)) == Code.OK)
 
 
+def test_a_deadline_stops_the_graph(victim):
+    """Four runs that would take hours do not keep the four threads."""
+    hours = predict_request("zoo", "slow", steps=np.array([2**31 - 1], np.int32))
+    calls = [victim.prediction.Predict.future(hours, timeout=0.5) for _ in range(4)]
+    assert {call.code() for call in calls} == {Code.DEADLINE_EXCEEDED}
+    wait_for(lambda: code_of(predict, victim, "zoo", x=floats(1)) == Code.OK, 10)
+
+
 def test_http_client_that_goes_away_mid_request(victim):
     body = b'{"signature_name": "slow", "instances": [500]}'
     for _ in range(3):
