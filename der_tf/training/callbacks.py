@@ -19,6 +19,10 @@ from der_tf.training.faults import RunError, Signals, writing
 class StopOnNonFinite(keras.callbacks.Callback):
     """Ends training with a RunError when the loss is NaN or infinite."""
 
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        super().__init__()
+        self._checkpoints = checkpoints
+
     def on_train_batch_end(self, batch, logs=None) -> None:
         loss = float((logs or {})["loss"])
         if math.isfinite(loss):
@@ -29,8 +33,8 @@ class StopOnNonFinite(keras.callbacks.Callback):
         rate = optimizer._learning_rate
         rate = float(rate(step) if callable(rate) else rate)
         raise RunError(
-            f"the loss became {loss} at step {step} with learning rate {rate:.4g}; the last good "
-            "checkpoint is kept; a lower --learning-rate or --der-weight may help"
+            f"the loss became {loss} at step {step} with learning rate {rate:.4g}; "
+            f"{self._checkpoints.kept}; a lower --learning-rate or --der-weight may help"
         )
 
 

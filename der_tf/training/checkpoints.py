@@ -23,7 +23,7 @@ class Checkpoints:
 
     Args:
         directory: where the checkpoints lie; made when the first is saved.
-        model: a compiled ``keras.Model`` with a built optimizer.
+        model: a compiled ``keras.Model`` with a built optimizer, all of whose variables exist.
         restore_from: where to restore from. Default None: ``directory``.
     """
 
@@ -63,6 +63,13 @@ class Checkpoints:
         return f"epoch {self.epoch + 1}, step {self.step}" if self.step else f"epoch {self.epoch}"
 
     @property
+    def kept(self) -> str:
+        """What is still there when training cannot go on, in words."""
+        return (
+            f"the state after {self.position} is kept" if self.latest else "no state was saved yet"
+        )
+
+    @property
     def best(self) -> float:
         """Best validation robust accuracy so far; -inf before the first epoch's end."""
         return float(self._best.numpy())
@@ -84,8 +91,11 @@ class Checkpoints:
         """
         for variable in self._variables:
             if variable.dtype.is_floating and not np.all(np.isfinite(_value(variable))):
-                raise RunError(f"a weight became NaN or infinite by epoch {epoch + 1}, step {step}")
-        kept = f"the state after {self.position} is kept" if self.latest else ""
+                raise RunError(
+                    f"a weight became NaN or infinite by epoch {epoch + 1}, step {step}; "
+                    f"{self.kept}"
+                )
+        kept = self.kept
         self._epoch.assign(epoch)
         self._step.assign(step)
         with writing(self.directory, kept):

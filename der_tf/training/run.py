@@ -197,7 +197,7 @@ class Training:
         state = SaveState(self.checkpoints, self._signals, self._minutes)
         callbacks = [
             Pace(self.config.batch_size, self.dataset.train_size),
-            StopOnNonFinite(),
+            StopOnNonFinite(self.checkpoints),
             averages,
             *self._records(epoch),
             SaveBest(self.directory.best, self.checkpoints),

@@ -1,0 +1,108 @@
+"""The recipes' published numbers, and how options, data sets and recipes fill in a run."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from der_tf.training import run
+from der_tf.training.recipes import DER_DEFAULTS, RECIPES, SINGLE_STEP, Configuration, resolve
+
+
+def cifar(**given):
+    return resolve({"dataset": "cifar10", **given})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "epochs", "schedule", "rate", "decay", "step", "steps", "train_mode"),
+    [
+        ("rs_fgsm", 30, "cyclic", 0.2, 5e-4, 10 / 255, 1, True),
+        ("n_fgsm", 30, "cyclic", 0.2, 5e-4, 8 / 255, 1, True),
+        ("fgsm", 30, "cyclic", 0.2, 5e-4, 8 / 255, 1, True),
+        ("pgd", 200, "piecewise", 0.1, 5e-4, 2 / 255, 10, True),
+        ("trades", 100, "piecewise", 0.1, 2e-4, 0.007, 10, False),
+        ("weat", 100, "one_cycle", 0.1, 5e-4, 0.007, 10, False),
+    ],
+)
+def test_recipes_are_the_published_ones(
+    recipe, epochs, schedule, rate, decay, step, steps, train_mode
+):
+    config = cifar(recipe=recipe)
+    assert (config.epochs, config.schedule, config.learning_rate) == (epochs, schedule, rate)
+    assert (config.batch_size, config.momentum, config.weight_decay) == (128, 0.9, decay)
+    attack = run.training_attack(config)
+    assert attack.epsilon == 8 / 255
+    assert attack._step_size == pytest.approx(step)
+    assert attack.gradients == steps
+    assert attack.training is train_mode
+
+
+def test_every_recipe_builds_its_attack_and_objective():
+    for recipe in RECIPES:
+        config = resolve({"recipe": recipe})
+        run.training_attack(config)
+        run.outer_objective(config)
+
+
+def test_weat_weights_trades():
+    objective = run.outer_objective(cifar(recipe="weat", beta=3.0, label_smoothing=0.1))
+    assert (objective.objective.beta, objective.objective.label_smoothing) == (3.0, 0.1)
+
+
+def test_der_is_on_for_single_step_attacks_alone():
+    assert set(DER_DEFAULTS) == set(SINGLE_STEP)
+    for attack in SINGLE_STEP:
+        assert cifar(attack=attack).der_weight > 0
+    assert cifar(attack="pgd").der_weight == 0
+    assert cifar(der_weight=0.0).der_weight == 0
+    assert run.delta_energy(cifar(der_weight=0.0), 10) == []
+
+
+def test_der_of_a_run_is_what_its_options_say():
+    config = cifar(attack="pgd", der_weight=2.0, der_penalty="huber", der_warmup_epochs=1.5)
+    (regularizer,) = run.delta_energy(config, steps_per_epoch=10)
+    assert (regularizer.weight, regularizer.penalty, regularizer.warmup_steps) == (2, "huber", 15)
+
+
+def test_what_is_given_wins_over_data_set_over_recipe():
+    assert resolve({}).epochs == 30
+    assert resolve({"attack": "pgd"}).epochs == resolve({}).epochs < RECIPES["pgd"]["epochs"]
+    assert resolve({"attack": "pgd", "epochs": 7}).epochs == 7
+    assert cifar(attack="mim").recipe == "pgd"
+    assert cifar(attack="mim", recipe="trades").weight_decay == 2e-4
+    assert resolve({"dataset": "svhn_cropped"}).model == "preact_resnet18"
+
+
+def test_the_l2_ball_has_its_own_default_radius():
+    assert cifar(norm="l2").epsilon == 128 / 255
+    assert cifar(norm="l2", epsilon=0.25).epsilon == 0.25
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"steps": 3}, "--steps belongs to multi-step attacks"),
+        ({"attack": "fgsm", "step_size": 0.1}, "--step-size belongs to other attacks"),
+        ({"beta": 6.0}, "--beta belongs to the objectives trades, mart and weat"),
+        ({"milestones": (0.5,)}, "--milestones belongs to --schedule piecewise"),
+        ({"attack": "pgd", "der_penalty": "huber"}, "--der-penalty belongs to DER, which is off"),
+        ({"epsilon": 8.0}, r"received 8 \(did you mean 8/255"),
+        ({"recipe": "fast"}, "a recipe is one of rs_fgsm, .*; received 'fast'"),
+    ],
+)
+def test_refuses_options_that_the_run_would_not_read(given, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(given)
+
+
+def test_a_configuration_survives_json():
+    config = cifar(attack="trades")
+    stored = dataclasses.asdict(config) | {"milestones": list(config.milestones)}
+    assert Configuration.from_dict(stored) == config
+
+
+def test_needs_no_tensorflow():
+    code = "import der_tf.training.recipes, der_tf.training.run_directory, sys; "
+    code += "sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
