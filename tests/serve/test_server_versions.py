@@ -225,7 +225,7 @@ def test_a_base_path_that_vanishes_changes_nothing(line, tmp_path):
     base.mkdir()
     put(line, base, 1)
     with managed(config_of(base)) as manager:
-        shutil.rmtree(base)
+        base.rename(tmp_path / "elsewhere")  # at once: emptied first, it would hold no version
         threading.Event().wait(0.3)  # a dozen polls
         assert states(manager) == {1: "AVAILABLE"}
 
