@@ -124,7 +124,13 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
         default, text = entry.default, entry.metadata["help"]
         if isinstance(default, bool):
             parser.add_argument(
-                f"--{entry.name}", type=_boolean, nargs="?", const=True, default=default, help=text
+                f"--{entry.name}",
+                type=_boolean,
+                nargs="?",
+                const=True,
+                default=default,
+                metavar="true|false",
+                help=text,
             )
         else:
             parser.add_argument(
