@@ -212,10 +212,13 @@ def _attacked_logits(
     )
     try:
         traced.get_concrete_function()
-    except LookupError as error:
+    except Exception as error:  # autograph wraps TensorFlow's LookupError in a class of its own
+        if "gradient registry has no entry" not in str(error):
+            raise
         raise ValueError(
-            f"attack {name!r} needs the gradient of the model, and this one has none ({error}); "
-            "attack the Keras model, or the `logits` function of an exported SavedModel"
+            f"attack {name!r} needs the gradient of the model, and this one has none: "
+            f"{str(error).strip().splitlines()[-1].strip()}; attack the Keras model, or the "
+            "`logits` function of an exported SavedModel"
         ) from error
     return traced
 

@@ -105,7 +105,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(model, tmp_path):
 
 def test_a_model_of_another_shape_is_refused(model, tmp_path):
     Checkpoints(tmp_path, model).save(1, 0)
-    with pytest.raises(RunError, match="no checkpoint in .* can be restored"):
+    with pytest.raises(RunError, match=r"no checkpoint in .* can be restored"):
         Checkpoints(tmp_path, small_model(units=5)).restore()
 
 

@@ -1,0 +1,153 @@
+"""der-tf train as a user runs it: what it leaves, and what it leaves alone."""
+
+import csv
+import json
+import resource
+import shutil
+import subprocess
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from der_tf import data
+from der_tf.cli import main
+from tests.cli.small_runs import ENVIRONMENT, TINY, command
+
+METRICS = (
+    "loss clean_accuracy robust_accuracy delta_marginal_energy delta_joint_energy abnormal_fraction"
+).split()
+
+
+def test_a_run_leaves_what_the_contract_names(finished):
+    run = finished / "run"
+    assert {path.name for path in run.iterdir()} == {
+        "best.keras",
+        "checkpoints",
+        "config.json",
+        "evaluation.json",
+        "figures",
+        "last.keras",
+        "metrics.csv",
+        "tensorboard",
+    }
+    with open(run / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    for name in METRICS:
+        for row in rows:
+            assert np.isfinite([float(row[name]), float(row[f"val_{name}"])]).all()
+    record = json.loads((run / "config.json").read_text())
+    assert record["configuration"]["epochs"] == 2
+    assert record["configuration"]["ema"] == 0.9
+    assert record["class_names"] == [str(digit) for digit in range(10)]
+
+
+def test_the_evaluation_is_that_of_the_best_network_on_all_test_images(finished):
+    report = json.loads((finished / "run" / "evaluation.json").read_text())
+    digits = data.load("digits", batch_size=32)
+    images, labels = (
+        np.concatenate(parts) for parts in zip(*digits.test.as_numpy_iterator(), strict=True)
+    )
+    best = keras.models.load_model(finished / "run" / "best.keras")
+    correct = int((np.argmax(best.predict(images, verbose=0), axis=1) == labels).sum())
+    assert report["images"] == len(images) == digits.test_size
+    assert report["natural"]["correct"] == correct
+    low, high = report["attacks"]["pgd"]["interval"]
+    assert low < report["attacks"]["pgd"]["accuracy"] < high
+    assert report["attacks"]["pgd"]["accuracy"] <= report["natural"]["accuracy"]
+
+
+def test_the_export_answers_as_the_best_network(finished):
+    folder = finished / "models" / "digits-rs_fgsm" / "1"
+    predict = tf.saved_model.load(str(folder)).signatures["predict"]
+    images = np.random.default_rng(0).uniform(size=(3, 8, 8, 1)).astype(np.float32)
+    best = keras.models.load_model(finished / "run" / "best.keras")
+    np.testing.assert_allclose(
+        predict(images=images)["logits"], best(images, training=False), atol=1e-5
+    )
+    card = json.loads((folder / "assets.extra" / "model_card.json").read_text())
+    assert card["training"]["attack"] == "rs_fgsm"
+
+
+def test_a_finished_run_is_not_trained_again_but_completed(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+    kept = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    (run / "evaluation.json").unlink()
+    assert main(["train", "--run-dir", str(run), "--no-export"]) == 0
+    assert "is finished: nothing is trained again" in capsys.readouterr().out
+    for name in ("best.keras", "last.keras", "metrics.csv", "config.json"):
+        assert (run / name).read_bytes() == kept[name]
+    old = json.loads(kept["evaluation.json"])
+    assert json.loads((run / "evaluation.json").read_text()) == {
+        name: value for name, value in old.items() if name != "export"
+    }
+
+
+def test_a_run_of_another_configuration_is_left_alone(finished, capsys):
+    run = finished / "run"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert main(["train", "--run-dir", str(run), "--epsilon", "0.2"]) == 2
+    error = capsys.readouterr().err
+    assert "holds a run with --epsilon 0.1, received --epsilon 0.2" in error
+    assert error.count("\n") == 1
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_no_resume_sets_the_old_run_aside(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+    options = ["--run-dir", str(run), "--no-resume", "--no-export", *TINY, "--epochs=1"]
+    assert main(["train", *options]) == 0
+    (old,) = tmp_path.glob("run-before-*")
+    assert (old / "last.keras").read_bytes() == (finished / "run" / "last.keras").read_bytes()
+    assert json.loads((run / "config.json").read_text())["configuration"]["epochs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--attack", "nope"], ["rs_fgsm", "'nope'"]),
+        (["--objective", "nope"], ["madry", "'nope'"]),
+        (["--model", "nope"], ["convnet", "'nope'"]),
+        (["--dataset", "no such"], ["digits", "'no such'"]),
+        (["--data-dir", "/no/such"], ["/no/such"]),
+    ],
+)
+def test_unknown_names_are_one_line_and_leave_no_run(options, words, tmp_path, capsys):
+    assert main(["train", "--run-dir", str(tmp_path / "run"), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert all(word in error for word in words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_diverging_run_names_step_and_rate(tmp_path, capsys):
+    run = tmp_path / "run"
+    options = ["--learning-rate=1e9", "--schedule=constant", "--epochs=1", "--no-export"]
+    assert main(["train", "--run-dir", str(run), *TINY, *options]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "the loss became" in error or "a weight became NaN" in error
+    assert "step" in error
+    assert not (run / "last.keras").exists()
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_loses_nothing(tmp_path):
+    """A limit on the size of files stands in for the full disk: 20 KB, less than a network."""
+    run = tmp_path / "run"
+    done = subprocess.run(
+        command(run, "--epochs=1"),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "cannot write" in done.stderr
+    assert "File too large" in done.stderr
+    assert (run / "config.json").exists()
+    assert not (run / "best.keras").exists()

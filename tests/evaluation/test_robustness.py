@@ -1,0 +1,166 @@
+"""evaluate() against closed forms on a linear model, and what it refuses."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from der_tf import attacks, energy
+from der_tf.attacks import FGSM, PGD
+from der_tf.evaluation import evaluate
+
+EPSILON = 0.1
+rng = np.random.default_rng(0)
+WEIGHT = rng.normal(size=(12,)).astype(np.float32)
+# Away from 0 and 1, so that the ball is never cut.
+IMAGES = rng.uniform(0.3, 0.7, size=(50, 2, 2, 3)).astype(np.float32)
+LABELS = rng.integers(0, 2, size=50)
+
+
+def linear(images):
+    """Logits (-s, s) / 2 with s = w (x - 1/2)."""
+    score = tf.linalg.matvec(tf.reshape(images, [-1, 12]) - 0.5, WEIGHT)
+    return tf.stack([-score, score], axis=1) / 2
+
+
+def margins(epsilon=0.0):
+    """How far samples are on the right side after the strongest l-infinity attack."""
+    scores = (IMAGES.reshape(-1, 12) - 0.5) @ WEIGHT
+    return np.where(LABELS == 1, scores, -scores) - epsilon * np.abs(WEIGHT).sum()
+
+
+def test_a_linear_model_is_broken_where_its_margin_is_too_small():
+    result = evaluate(linear, IMAGES, LABELS, ("fgsm", "pgd"), epsilon=EPSILON, batch_size=16)
+    np.testing.assert_array_equal(result.natural.correct, margins() > 0)
+    for attack in result.attacks.values():
+        np.testing.assert_array_equal(attack.success, margins(EPSILON) <= 0)
+    assert result.attacks["fgsm"].accuracy == pytest.approx((margins(EPSILON) > 0).mean())
+    assert 0 < result.attacks["fgsm"].accuracy < result.natural.accuracy < 1
+
+
+def test_energies_are_those_of_the_images_and_their_counterparts():
+    result = evaluate(linear, IMAGES, LABELS, [FGSM(epsilon=EPSILON)]).attacks["fgsm"]
+    moved = attacks.get("fgsm", epsilon=EPSILON)(linear, IMAGES, LABELS)
+    for name, expected in {
+        "marginal_energy": energy.marginal_energy(linear(moved)),
+        "joint_energy": energy.joint_energy(linear(moved), LABELS),
+        "delta_marginal_energy": energy.delta_energy(linear(IMAGES), linear(moved)),
+        "delta_joint_energy": energy.delta_energy(linear(IMAGES), linear(moved), LABELS),
+    }.items():
+        np.testing.assert_allclose(getattr(result, name), expected, atol=1e-6)
+    assert not result.abnormal.any()
+
+
+def test_the_worst_case_is_an_error_anywhere():
+    def flip_first(model, x, y):
+        return tf.where(tf.reshape(tf.range(tf.shape(x)[0]) < 5, [-1, 1, 1, 1]), 1 - x, x)
+
+    def nothing(model, x, y):
+        return x
+
+    result = evaluate(linear, IMAGES, LABELS, {"first": flip_first, "nothing": nothing})
+    first = result.attacks["first"].success
+    np.testing.assert_array_equal(first[5:], ~result.natural.correct[5:])
+    np.testing.assert_array_equal(first[:5], result.natural.correct[:5])
+    expected = ~result.natural.correct
+    expected[:5] = True
+    np.testing.assert_array_equal(result.worst_case_success, expected)
+    assert result.worst_case_accuracy < result.attacks["nothing"].accuracy
+
+
+def test_a_data_set_and_arrays_give_the_same():
+    dataset = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(16)
+    ours = evaluate(linear, IMAGES, LABELS, "pgd", epsilon=EPSILON, batch_size=16, seed=3)
+    theirs = evaluate(linear, dataset, attacks="pgd", epsilon=EPSILON, seed=3)
+    for field in dataclasses.fields(ours.attacks["pgd"])[1:]:
+        a, b = (getattr(r.attacks["pgd"], field.name) for r in (ours, theirs))
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_seed_decides_the_random_starts():
+    def deltas(seed):
+        attack = {"pgd": PGD(epsilon=EPSILON, steps=1, step_size=0.001)}
+        return evaluate(linear, IMAGES, LABELS, attack, seed=seed).attacks["pgd"].joint_energy
+
+    np.testing.assert_array_equal(deltas(1), deltas(1))
+    assert (deltas(1) != deltas(2)).any()
+
+
+def test_each_attack_is_traced_once_whatever_the_last_batch():
+    traces = []
+
+    def counting(images):
+        traces.append(images.shape)
+        return linear(images)
+
+    evaluate(counting, IMAGES[:16], LABELS[:16], "fgsm", batch_size=16)
+    one_batch = len(traces)
+    traces.clear()
+    evaluate(counting, IMAGES, LABELS, "fgsm", batch_size=7)
+    assert len(traces) <= one_batch + 1  # the natural pass may be traced for the odd batch
+
+
+def test_a_keras_model_is_measured_in_inference_mode():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((2, 2, 3)),
+            keras.layers.BatchNormalization(),
+            keras.layers.Flatten(),
+            keras.layers.Dropout(0.9),
+            keras.layers.Dense(2),
+        ]
+    )
+    before = model.get_weights()
+    first = evaluate(model, IMAGES, LABELS, "fgsm", batch_size=50)
+    second = evaluate(model, IMAGES, LABELS, "fgsm", batch_size=9)
+    np.testing.assert_allclose(
+        first.attacks["fgsm"].joint_energy, second.attacks["fgsm"].joint_energy, atol=1e-6
+    )
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_progress_tells_images_done():
+    seen = []
+    evaluate(
+        linear, IMAGES, LABELS, "fgsm", batch_size=20, progress=lambda *state: seen.append(state)
+    )
+    assert seen == [("fgsm", 20, 50), ("fgsm", 40, 50), ("fgsm", 50, 50)]
+
+
+def test_a_model_without_gradient_is_named():
+    batched = tf.nondifferentiable_batch_function(1, 64, 0)(linear)
+
+    def served(images):
+        return tf.ensure_shape(batched(images), [None, 2])
+
+    assert evaluate(served, IMAGES, LABELS, {}).natural.accuracy > 0
+    with pytest.raises(ValueError, match="attack 'fgsm' needs the gradient of the model"):
+        evaluate(served, IMAGES, LABELS, "fgsm")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": IMAGES * 255}, r"in \[0, 1\]; received values from"),
+        ({"images": np.where(IMAGES > 0.6, np.nan, IMAGES)}, "and NaN"),
+        ({"images": IMAGES[0]}, r"received images of shape \(2, 2, 3\)"),
+        ({"labels": LABELS[:3]}, r"labels of shape \(3,\)"),
+        ({"labels": LABELS.astype(float)}, "float64 labels"),
+        ({"labels": LABELS + 1}, r"labels are in 0\.\.1 for a model of 2 classes"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "at least one"),
+        ({"attacks": "nope"}, "attack is one of .*; received 'nope'"),
+        ({"attacks": [FGSM(), FGSM()]}, "two attacks are called 'fgsm'"),
+        ({"attacks": [3]}, "received 3"),
+        ({"batch_size": 0}, "batch_size is an integer >= 1; received 0"),
+        ({"model": lambda x: x}, r"answers logits \[B, K\]; received shape"),
+        ({"model": lambda x: linear(x) / 0.0}, "received NaN or infinity"),
+    ],
+)
+def test_refuses_what_it_cannot_measure(change, message):
+    arguments = {"model": linear, "images": IMAGES, "labels": LABELS, "attacks": "fgsm"} | change
+    with pytest.raises(ValueError, match=message):
+        evaluate(arguments.pop("model"), **arguments)
