@@ -89,7 +89,7 @@ def serving(base: Path, *flags: str) -> Iterator[Server]:
         ) as channel,
     ):
         try:
-            grpc.channel_ready_future(channel).result(timeout=120)
+            grpc.channel_ready_future(channel).result(timeout=300)
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
             yield Server(psutil.Process(process.pid), stub, rest_port)
         finally:

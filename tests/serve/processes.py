@@ -72,7 +72,7 @@ class RunningServer:
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=120)
 
 
 def run_server(log_path: Path, *flags: str, **options) -> subprocess.Popen:
@@ -118,6 +118,7 @@ def running_server(folder: Path, *flags: str, credentials=None, wait: bool = Tru
         if wait:
             wait_for(
                 lambda: "Exporting HTTP/REST API" in server.log or process.poll() is not None,
+                seconds=180,  # TensorFlow is imported, on a machine that may be busy
                 what="the server",
             )
             assert process.poll() is None, server.log

@@ -255,8 +255,8 @@ def test_sigterm_lets_a_running_request_finish(tmp_path, zoo):
         time.sleep(0.3)
         assert not call.done()
         server.process.send_signal(signal.SIGINT)
-        assert call.result(timeout=30).outputs["done"].float_val
-        assert server.process.wait(timeout=30) == 0
+        assert call.result(timeout=120).outputs["done"].float_val
+        assert server.process.wait(timeout=120) == 0
 
 
 def test_a_port_already_taken_is_one_line(tmp_path, zoo):
@@ -268,7 +268,7 @@ def test_a_port_already_taken_is_one_line(tmp_path, zoo):
         ):
             log = tmp_path / f"log{number}"
             process = run_server(log, *flags, *models)
-            assert process.wait(timeout=60) == 1
+            assert process.wait(timeout=180) == 1
             (line,) = [line for line in log.read_text().splitlines() if "Failed to start" in line]
             assert str(port) in line
             assert "Traceback" not in log.read_text()

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -76,13 +75,18 @@ def test_channel_arguments():
     }
 
 
-def test_help_and_a_mistyped_flag_answer_without_tensorflow():
-    start = time.monotonic()
-    shown = subprocess.run(
-        [sys.executable, "-m", "serve", "--help"], capture_output=True, text=True, check=True
-    )
-    assert "--model_base_path" in shown.stdout
-    assert time.monotonic() - start < 5  # importing TensorFlow alone takes longer when loaded
+@pytest.mark.parametrize("argument", ["--help", "--no_such_flag"])
+def test_help_and_a_mistyped_flag_answer_without_tensorflow(argument):
+    code = """
+import runpy, sys
+try:
+    runpy.run_module("serve", run_name="__main__")
+finally:
+    print("tensorflow" in sys.modules, file=sys.stderr)
+"""
+    shown = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True)
+    assert shown.stderr.splitlines()[-1] == "False"
+    assert ("--model_base_path" in shown.stdout) == (argument == "--help")
 
 
 @pytest.fixture
@@ -131,7 +135,7 @@ def test_a_model_that_does_not_load_ends_the_start(tmp_path):
         f"--model_base_path={tmp_path}/m",
         "--max_num_load_retries=0",
     )
-    assert process.wait(timeout=60) == 255
+    assert process.wait(timeout=180) == 255
     assert "Failed to start server. Error: UNKNOWN: 1 model(s) did not become available: " in (
         log.read_text()
     )
