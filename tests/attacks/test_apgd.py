@@ -55,7 +55,7 @@ def test_reaches_the_worst_case_where_the_box_binds(linear):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize(("name", "num_classes"), [("apgd_dlr", 3), ("apgd_t", 4), ("apgd_t", 6)])
+@pytest.mark.parametrize(("name", "num_classes"), [("apgd_dlr", 3), ("apgd_t", 4)])
 def test_errs_exactly_where_a_linear_model_can(name, num_classes, norm, linear, errs):
     model = linear(num_classes)
     distances = model.distances(norm)

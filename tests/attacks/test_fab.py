@@ -64,7 +64,7 @@ def test_the_projection_is_the_shortest_step_in_the_box(pixels, norm, reach, see
         np.testing.assert_allclose(x + step, normal > 0, atol=1e-5)  # the corner
 
 
-@pytest.mark.parametrize("num_classes", [2, 3, 8])
+@pytest.mark.parametrize("num_classes", [2, 8])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_finds_the_smallest_perturbation_of_a_linear_model(
     norm, num_classes, linear, distance, errs
