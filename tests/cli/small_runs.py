@@ -7,10 +7,14 @@ import sys
 # As in a user's shell: the tests' own settings would let TensorFlow's messages through.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("TF_CPP")}
 
-TINY = (
-    "--limit-train=96 --width=4 --batch-size=32 --validation-steps=1 --evaluation-steps=2 "
-    "--evaluation-restarts=1"
-).split()
+TINY = [
+    "--limit-train=96",
+    "--width=4",
+    "--batch-size=32",
+    "--validation-steps=1",
+    "--evaluation-steps=2",
+    "--evaluation-restarts=1",
+]
 
 
 def command(run_dir, *options):

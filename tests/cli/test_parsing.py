@@ -18,9 +18,7 @@ COMMANDS = ("train", "evaluate", "export")
 
 
 def parsed(*arguments):
-    command, bound, _ = app.parse_args(
-        ["train", *arguments], print_error=False, exit_on_error=False
-    )
+    _, bound, _ = app.parse_args(["train", *arguments], print_error=False, exit_on_error=False)
     return bound.arguments.get("options", TrainOptions())
 
 

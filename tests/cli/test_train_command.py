@@ -15,9 +15,14 @@ from der_tf import data
 from der_tf.cli import main
 from tests.cli.small_runs import ENVIRONMENT, TINY, command
 
-METRICS = (
-    "loss clean_accuracy robust_accuracy delta_marginal_energy delta_joint_energy abnormal_fraction"
-).split()
+METRICS = [
+    "loss",
+    "clean_accuracy",
+    "robust_accuracy",
+    "delta_marginal_energy",
+    "delta_joint_energy",
+    "abnormal_fraction",
+]
 
 
 def test_a_run_leaves_what_the_contract_names(finished):

@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 
 from der_tf.attacks import PGD
-from der_tf.evaluation import AttackResult, Evaluation, NaturalResult, to_dict, to_markdown
-from der_tf.evaluation import wilson_interval
+from der_tf.evaluation import (
+    AttackResult,
+    Evaluation,
+    NaturalResult,
+    to_dict,
+    to_markdown,
+    wilson_interval,
+)
 
 
 def wilson_by_hand(correct, total, z=1.959963984540054):
