@@ -1,0 +1,92 @@
+"""The table of ``docs/results.md`` from finished run directories.
+
+    python benchmarks/results.py RUN [RUN ...] --machine "2 cores, 1 thread a run"
+
+Keeps what the table needs of each run in ``benchmarks/results/runs.json`` (paths of the machine
+left out) and writes the table between the markers of ``docs/results.md``. Without runs, writes the
+table again from the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+STORE = ROOT / "benchmarks" / "results" / "runs.json"
+PAGE = ROOT / "docs" / "results.md"
+BEGIN, END = "<!-- BEGIN benchmarks/results.py -->", "<!-- END benchmarks/results.py -->"
+LOCAL = ("--data-dir", "--run-dir", "--export-dir")
+
+
+def collect(run: Path, machine: str) -> dict:
+    """What is kept of a run directory."""
+    record = json.loads((run / "config.json").read_text())
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    arguments = record["arguments"]
+    kept = [
+        argument
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+        if argument not in LOCAL and before not in LOCAL
+    ]
+    with open(run / "metrics.csv", newline="") as file:
+        epochs = [
+            {name: float(value) for name, value in row.items()} for row in csv.DictReader(file)
+        ]
+    return {
+        "command": " ".join(["python train.py", *kept]),
+        "configuration": {k: v for k, v in record["configuration"].items() if k != "data_dir"},
+        "versions": record["versions"],
+        "machine": machine,
+        "epochs": epochs,
+        "evaluation": {
+            name: evaluation[name]
+            for name in ("images", "seed", "natural", "attacks", "worst_case")
+        },
+    }
+
+
+def percent(measured: dict) -> str:
+    low, high = measured["interval"]
+    return f"{measured['accuracy']:.2%} ({low:.1%} – {high:.1%})".replace("%", " %")
+
+
+def table(runs: dict[str, dict]) -> str:
+    """Markdown: a row a run."""
+    lines = [
+        "| command | machine | seconds an epoch | test images | natural accuracy (95 %) | "
+        "PGD accuracy (95 %) | dE(x) / dE(x, y) under PGD |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in runs.values():
+        evaluation, pgd = run["evaluation"], run["evaluation"]["attacks"]["pgd"]
+        config = pgd["config"]
+        attack = f"PGD-{config['steps']}-{config['restarts']} at {config['epsilon'] * 255:.3g}/255"
+        deltas = f"{pgd['delta_marginal_energy']:+.3f} / {pgd['delta_joint_energy']:+.3f}"
+        seconds = min(epoch["seconds"] for epoch in run["epochs"])
+        lines.append(
+            f"| `{run['command']}` | {run['machine']} | {seconds:.0f} | {evaluation['images']:,} | "
+            f"{percent(evaluation['natural'])} | {percent(pgd)} {attack} | {deltas} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--machine", default="", help="what the runs ran on, in words")
+    options = parser.parse_args()
+    runs = json.loads(STORE.read_text()) if STORE.exists() else {}
+    runs |= {run.name: collect(run, options.machine) for run in options.runs}
+    STORE.parent.mkdir(exist_ok=True)
+    STORE.write_text(json.dumps(runs, indent=1) + "\n")
+    page = PAGE.read_text()
+    head, tail = page.split(BEGIN)[0], page.split(END)[1]
+    PAGE.write_text(f"{head}{BEGIN}\n{table(runs)}\n{END}{tail}")
+    print(table(runs))
+
+
+if __name__ == "__main__":
+    main()
