@@ -72,7 +72,8 @@ def test_killed_while_writing_a_checkpoint(reference, tmp_path):
         )
 
     assert stop_when(process, is_writing, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     assert "going on after epoch" in finish(run)
     assert_same_end(run, reference)
 
