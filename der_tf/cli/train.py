@@ -75,12 +75,19 @@ def _train(
     with preparing():
         run.training_attack(config)
         run.outer_objective(config)
+        strategy = None if directory.last.exists() else run.choose_strategy()
         dataset = run.load_data(config)
-        if directory.last.exists():
+        if strategy is None:
             say(f"The run in {directory.path} is finished: nothing is trained again")
             return dataset
         training = run.Training(
-            config, own, dataset, signals, checkpoint_minutes, restore_from=directory.checkpoints
+            config,
+            own,
+            dataset,
+            strategy,
+            signals,
+            checkpoint_minutes,
+            restore_from=directory.checkpoints,
         )
     record = directory.record()
     if record is None:

@@ -90,7 +90,7 @@ class Checkpoints:
             RunError: when a weight is not finite, or the disk refuses.
         """
         for variable in self._variables:
-            if variable.dtype.is_floating and not np.all(np.isfinite(_value(variable))):
+            if variable.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(variable)):
                 raise RunError(
                     f"a weight became NaN or infinite by epoch {epoch + 1}, step {step}; "
                     f"{self.kept}"
@@ -135,7 +135,3 @@ class Checkpoints:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
-
-
-def _value(variable: tf.Variable) -> np.ndarray:
-    return keras.ops.convert_to_numpy(variable)

@@ -29,7 +29,10 @@ HISTOGRAM_IMAGES = 256
 
 
 def choose_strategy() -> tf.distribute.Strategy:
-    """Several workers if TF_CONFIG names them, all GPUs if there are several, else one device."""
+    """Several workers if TF_CONFIG names them, all GPUs if there are several, else one device.
+
+    Call it before any other TensorFlow operation: the links between workers are set up first.
+    """
     if workers.several():
         return tf.distribute.MultiWorkerMirroredStrategy()
     if len(tf.config.list_physical_devices("GPU")) > 1:
@@ -146,6 +149,7 @@ class Training:
         config: what to train.
         directory: the run directory, made and held by the caller.
         dataset: from :func:`load_data`.
+        strategy: from :func:`choose_strategy`.
         signals: SIGTERM and SIGINT.
         checkpoint_minutes: save within an epoch after this much time; 0: at its end only.
         restore_from: checkpoints to go on from, where they are not this directory's: those of
@@ -160,6 +164,7 @@ class Training:
         config: Configuration,
         directory: RunDirectory,
         dataset: data.ImageData,
+        strategy: tf.distribute.Strategy,
         signals: Signals,
         checkpoint_minutes: float = 10.0,
         restore_from: Path | None = None,
@@ -167,7 +172,7 @@ class Training:
         self.config = config
         self.directory = directory
         self.dataset = dataset
-        self.model = build(config, dataset, choose_strategy())
+        self.model = build(config, dataset, strategy)
         self._signals = signals
         # Saving is work of all workers together, and neither clocks nor signals are common.
         self._minutes = 0.0 if workers.several() else checkpoint_minutes

@@ -68,6 +68,17 @@ def test_a_restored_model_trains_on_as_the_saved_one_does(model, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+def test_two_replicas_are_saved_and_go_on_alone(tmp_path):
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        mirrored = small_model()
+    mirrored.fit(*data(), batch_size=8, verbose=0)
+    Checkpoints(tmp_path, mirrored).save(1, 0)
+    alone = small_model()
+    assert Checkpoints(tmp_path, alone).restore()
+    for a, b in zip(mirrored.get_weights(), alone.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_there_is_nothing_to_restore_at_first(model, tmp_path):
     checkpoints = Checkpoints(tmp_path / "none", model)
     assert not checkpoints.restore()
