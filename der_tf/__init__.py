@@ -20,6 +20,7 @@ _SUBMODULES = {
     "energy": "der_tf.energy",
     "evaluation": "der_tf.evaluation",
     "export": "der_tf.export",
+    "generation": "der_tf.generation",
     "models": "der_tf.models",
     "objectives": "der_tf.objectives",
     "regularizers": "der_tf.regularizers",
