@@ -78,6 +78,22 @@ def check_batch(tensor: tf.Tensor, name: str, accepted: str, row_shape, max_rows
         return tf.identity(tensor)
 
 
+def check_integers(
+    values: tf.Tensor, name: str, lowest: int, highest: int, max_rows: int | None
+) -> tf.Tensor:
+    """Asserts int32 ``[B]`` in lowest..highest; B may be 0."""
+    accepted = f"{values.dtype.name} [B] in {lowest}..{highest}"
+    values = check_batch(values, name, accepted, (), max_rows)
+    inside = (values >= lowest) & (values <= highest)
+    check = require(
+        tf.reduce_all(inside),
+        f"{name} must be {accepted}; received ",
+        lambda: tf.boolean_mask(values, ~inside)[0],
+    )
+    with tf.control_dependencies([check]):
+        return tf.identity(values)
+
+
 def check_images(images: tf.Tensor, image_shape, max_rows: int | None) -> tf.Tensor:
     """Asserts float32 ``[B, H, W, C]`` with finite values in [0, 1]; B may be 0."""
     accepted = f"float32 [B, {', '.join(map(str, image_shape))}] with values in [0, 1]"

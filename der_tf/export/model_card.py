@@ -27,12 +27,14 @@ def build(
     num_parameters: int,
     signatures: Mapping[str, Any],
     batching: Batching | None,
+    sampling: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The card as JSON values.
 
     Args:
         signatures: name -> concrete function.
+        sampling: how the signature ``sample`` draws; None where there is none.
         extra: keys to add, such as ``training`` and ``evaluation``.
 
     Raises:
@@ -68,6 +70,7 @@ def build(
             for key, function in signatures.items()
         },
         "batching": dataclasses.asdict(batching) if batching else None,
+        "sampling": sampling,
     }
     taken = sorted(card.keys() & extra.keys())
     if taken:

@@ -13,6 +13,8 @@ import tensorflow as tf
 
 from der_tf.export import model_card, versions, warmup
 from der_tf.export.signatures import Batching, Signatures
+from der_tf.generation.initialization import BANK_MEGABYTES, LocalClasswisePCA
+from der_tf.generation.langevin import LangevinSampler
 from der_tf.training.classifier import RobustClassifier
 
 
@@ -28,14 +30,17 @@ def export(
     allowed_batch_sizes: Sequence[int] | None = None,
     num_batch_threads: int = 1,
     max_enqueued_batches: int = 256,
+    initializer: LocalClasswisePCA | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    max_num_steps: int = 200,
     card: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes one SavedModel version, atomically: a server sees it whole or not at all.
 
-    The signatures are ``predict`` (also as ``serving_default``), ``energy``, and, for models of
-    1 or 3 channels, ``predict_bytes``. Beside the graph lie ``assets/labels.txt`` (a class name a
-    line), ``assets.extra/model_card.json`` and ``assets.extra/tf_serving_warmup_requests``. The
-    version needs neither der_tf nor Keras to run.
+    The signatures are ``predict`` (also as ``serving_default``), ``energy``, for models of 1 or 3
+    channels ``predict_bytes``, and with an initializer ``sample``. Beside the graph lie
+    ``assets/labels.txt`` (a class name a line), ``assets.extra/model_card.json`` and
+    ``assets.extra/tf_serving_warmup_requests``. The version needs neither der_tf nor Keras to run.
 
     Args:
         model: a Keras model, images float32 ``[B, H, W, C]`` in [0, 1] -> logits ``[B, K]``, with
@@ -57,6 +62,10 @@ def export(
             cores than a batch can keep busy.
         max_enqueued_batches: full batches that may wait; requests beyond that are refused as
             UNAVAILABLE. One request may hold max_batch_size * max_enqueued_batches rows.
+        initializer: fitted starts of Langevin chains, which add the signature ``sample``; its
+            ``bank()`` of at most 40 MB goes into the version, unless it already is one.
+        sampling: keyword arguments of :class:`der_tf.generation.LangevinSampler`.
+        max_num_steps: most steps a request to ``sample`` may ask for. Default 200.
         card: keys to add to the model card, such as ``training`` and ``evaluation``.
 
     Returns:
@@ -85,7 +94,9 @@ def export(
     image_shape, num_classes = _check_network(network)
     names = _check_class_names(class_names, num_classes)
 
-    module = Signatures(network, image_shape, num_classes, settings)
+    sampler = _sampler(network, initializer, dict(sampling or {}), max_num_steps)
+
+    module = Signatures(network, image_shape, num_classes, settings, sampler, max_num_steps)
     signatures = module.by_name()
     contents = model_card.build(
         name=base.resolve().name,
@@ -94,6 +105,7 @@ def export(
         num_parameters=network.count_params(),
         signatures=signatures,
         batching=settings,
+        sampling=_describe(sampler, dict(sampling or {}), max_num_steps) if sampler else None,
         extra=card or {},
     )
     try:
@@ -118,6 +130,49 @@ def export(
         raise
     except (OSError, tf.errors.OpError) as error:
         raise OSError(f"a SavedModel cannot be written to {base}: {error}") from error
+
+
+def _sampler(
+    network: Any,
+    initializer: LocalClasswisePCA | None,
+    options: dict[str, Any],
+    max_num_steps: int,
+) -> LangevinSampler | None:
+    if initializer is None:
+        if options:
+            raise ValueError(f"sampling needs an initializer, received {options} without one")
+        return None
+    if isinstance(max_num_steps, bool) or not isinstance(max_num_steps, int) or max_num_steps < 1:
+        raise ValueError(
+            f"max_num_steps must be an integer of at least 1, received {max_num_steps}"
+        )
+    if initializer.megabytes > BANK_MEGABYTES or not initializer.is_bank:
+        initializer = initializer.bank()
+    try:
+        return LangevinSampler(network, initializer, **options)
+    except TypeError as error:
+        raise ValueError(
+            f"sampling must be keyword arguments of LangevinSampler: {error}"
+        ) from error
+
+
+def _describe(
+    sampler: LangevinSampler, options: dict[str, Any], max_num_steps: int
+) -> dict[str, Any]:
+    """How ``sample`` draws, for the model card."""
+    initializer, references = sampler.initializer, sampler.reference_energies
+    return {
+        "initializer": {
+            "mode": initializer.mode,
+            "neighbors": initializer.neighbors,
+            "variance": initializer.variance,
+            "sigma": initializer.sigma,
+            "megabytes": round(initializer.megabytes, 3),
+        },
+        "options": {name: value for name, value in options.items() if name != "reference_energies"},
+        "reference_energies": None if references is None else references.tolist(),
+        "max_num_steps": max_num_steps,
+    }
 
 
 def _check_version(version: int | None) -> None:

@@ -16,6 +16,10 @@ import tensorflow as tf
 
 from der_tf import energy
 from der_tf.export import checks
+from der_tf.generation.langevin import LangevinSampler
+
+# Rows that one request to `sample` may ask for: a row costs as much as hundreds of predictions.
+MAX_SAMPLES = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +116,8 @@ class Signatures(tf.Module):
         image_shape: (H, W, C).
         num_classes: K.
         batching: None leaves the batching op out.
+        sampler: gives ``sample``; None leaves that signature out.
+        max_num_steps: most Langevin steps that a request to ``sample`` may ask for.
     """
 
     def __init__(
@@ -120,11 +126,14 @@ class Signatures(tf.Module):
         image_shape: tuple[int, int, int],
         num_classes: int,
         batching: Batching | None,
+        sampler: LangevinSampler | None = None,
+        max_num_steps: int = 200,
     ):
         super().__init__()
         # Only the variables are saved, none of Keras's own structure.
         self.network_variables = [variable.value for variable in network.variables]
         self._image_shape = image_shape
+        self._num_classes = num_classes
         self._max_rows = batching.max_rows if batching else None
 
         def logits(images):
@@ -154,14 +163,56 @@ class Signatures(tf.Module):
         self.predict = tf.function(self._predict, input_signature=[images])
         self.energy = tf.function(self._energy, input_signature=[images])
         self.predict_bytes = tf.function(self._predict_bytes, input_signature=[image_bytes])
+        self.sample = None
+        if sampler:
+            self._prepare_sampling(sampler, batching, max_num_steps)
+
+    def _prepare_sampling(self, sampler, batching, max_num_steps) -> None:
+        self.sampler_variables = list(sampler.initializer.variables.values())
+        self._max_num_steps = max_num_steps
+        # A queue of its own: images that are being sampled do not hold up predictions' batches.
+        run = batching.wrap(sampler.chain, "sample") if batching else sampler.chain
+
+        def chains(labels, seeds, num_steps):
+            images, energies, taken = tf.cond(
+                tf.shape(labels)[0] > 0,
+                lambda: tuple(run(labels, seeds, num_steps)),
+                lambda: (
+                    tf.zeros([0, *self._image_shape]),
+                    tf.zeros([0]),
+                    tf.zeros([0], tf.int32),
+                ),
+            )
+            return {
+                "images": tf.ensure_shape(images, [None, *self._image_shape]),
+                "joint_energy": tf.ensure_shape(energies, [None]),
+                "steps_taken": tf.ensure_shape(taken, [None]),
+            }
+
+        def sample(labels, seeds, num_steps):
+            return chains(*self._checked_wishes(labels, seeds, num_steps))
+
+        self.sample = tf.function(
+            sample,
+            input_signature=[
+                tf.TensorSpec([None], tf.int32, name="labels"),
+                tf.TensorSpec([None], tf.int64, name="seeds"),
+                tf.TensorSpec([None], tf.int32, name="num_steps"),
+            ],
+        )
 
     def by_name(self) -> dict[str, Any]:
-        """Signature name -> traced function. ``predict_bytes`` needs 1 or 3 channels."""
+        """Signature name -> traced function.
+
+        ``predict_bytes`` needs 1 or 3 channels, ``sample`` a sampler.
+        """
         predict = self.predict.get_concrete_function()
         signatures = {"serving_default": predict, "predict": predict}
         if self._image_shape[2] in (1, 3):
             signatures["predict_bytes"] = self.predict_bytes.get_concrete_function()
         signatures["energy"] = self.energy.get_concrete_function()
+        if self.sample is not None:
+            signatures["sample"] = self.sample.get_concrete_function()
         return signatures
 
     def _predict(self, images):
@@ -177,6 +228,21 @@ class Signatures(tf.Module):
             "marginal_energy": energy.marginal_energy(logits),
             "joint_energy": energy.joint_energy(logits),
         }
+
+    def _checked_wishes(self, labels, seeds, num_steps):
+        labels = checks.check_integers(labels, "labels", 0, self._num_classes - 1, MAX_SAMPLES)
+        num_steps = checks.check_integers(
+            num_steps, "num_steps", 0, self._max_num_steps, MAX_SAMPLES
+        )
+        seeds = checks.check_batch(seeds, "seeds", "int64 [B]", (), MAX_SAMPLES)
+        rows = [tf.shape(values)[0] for values in (labels, seeds, num_steps)]
+        check = checks.require(
+            (rows[0] == rows[1]) & (rows[0] == rows[2]),
+            "labels, seeds and num_steps must have the same number of rows; received ",
+            lambda: tf.stack(rows),
+        )
+        with tf.control_dependencies([check]):
+            return tf.identity(labels), tf.identity(seeds), tf.identity(num_steps)
 
     def _checked_logits(self, images):
         return self._logits(checks.check_images(images, self._image_shape, self._max_rows))

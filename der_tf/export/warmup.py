@@ -15,13 +15,25 @@ def requests(
     signatures: Iterable[str],
     batch_sizes: Sequence[int],
 ) -> Iterator[predict_pb2.PredictRequest]:
-    """One request a signature, and one a batch size for the network behind all of them.
+    """One request a signature, and one a batch size for each network: predictions and samples.
 
     Each new batch size costs its first batch time and memory (on GPUs the choice of kernels).
     """
     height, width, channels = image_shape
     grey = tf.fill([height, width, channels], tf.constant(128, tf.uint8))
     for signature in signatures:
+        if signature == "sample":
+            for rows in batch_sizes:
+                request = _request(model_name, signature)
+                wishes = {
+                    "labels": (0, tf.int32),
+                    "seeds": (0, tf.int64),
+                    "num_steps": (1, tf.int32),
+                }
+                for name, (value, dtype) in wishes.items():
+                    request.inputs[name].CopyFrom(tf.make_tensor_proto(value, dtype, [rows]))
+                yield request
+            continue
         request = _request(model_name, signature)
         if signature == "predict_bytes":
             files = [tf.io.encode_png(grey), tf.io.encode_jpeg(grey)]

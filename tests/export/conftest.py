@@ -36,8 +36,9 @@ class Serving:
             if not name.startswith("__")
         }
 
-    def __call__(self, signature, value):
-        outputs = self._callables[signature](value)
+    def __call__(self, signature, *values):
+        """Answers by name; several inputs come in the order of their names."""
+        outputs = self._callables[signature](*values)
         return dict(zip(sorted(self.signatures[signature].outputs), outputs, strict=True))
 
 
