@@ -51,6 +51,13 @@ def export(
         Whole | None,
         Parameter(help="How long a batch waits to become full, in microseconds. Default: 0."),
     ] = None,
+    initializer: Annotated[
+        Path | None,
+        Parameter(
+            help="Starts of chains, such as the starts.npz of `der-tf generate`: adds the "
+            "signature `sample`. Default: none."
+        ),
+    ] = None,
     debug: Annotated[
         bool,
         Parameter(
@@ -79,6 +86,7 @@ def export(
 
         from der_tf import export as exporting
         from der_tf.evaluation.loading import load_classifier
+        from der_tf.generation import LocalClasswisePCA
 
         with preparing():
             classifier = load_classifier(run_or_model)
@@ -90,6 +98,9 @@ def export(
             names = classifier.class_names
             if labels is not None:
                 names = tuple(labels.read_text(encoding="utf-8").splitlines())
+            starts = None
+            if initializer is not None:
+                starts = LocalClasswisePCA.load(initializer)
             name = model_name or (
                 classifier.trained.name if classifier.trained else classifier.path.stem
             )
@@ -102,6 +113,7 @@ def export(
                 version=version,
                 class_names=names,
                 batching=not no_batching,
+                initializer=starts,
                 card=_card(classifier),
                 **batching,
             )

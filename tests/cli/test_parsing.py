@@ -14,7 +14,7 @@ from der_tf.cli import app, console, main, next_steps
 from der_tf.cli.train_options import TrainOptions
 from der_tf.training.recipes import RECIPES, Configuration
 
-COMMANDS = ("train", "evaluate", "export")
+COMMANDS = ("train", "evaluate", "generate", "export")
 
 
 def parsed(*arguments):
