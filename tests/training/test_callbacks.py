@@ -25,7 +25,8 @@ def classifier(rate=0.1, **options):
         [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(3)]
     )
     model = RobustClassifier(network, attack="fgsm", evaluation_attack="fgsm")
-    model.compile(CoupledSGD(rate, **options), jit_compile=False)
+    # Eagerly: tracing takes longer than the few steps of a test.
+    model.compile(CoupledSGD(rate, **options), jit_compile=False, run_eagerly=True)
     model.optimizer.build(model.trainable_variables)
     return model
 
