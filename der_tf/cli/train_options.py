@@ -129,7 +129,7 @@ class TrainOptions:
         _option(
             _LOSS,
             "Point that x* is compared with: x, the attack's start, or one between x and x*. "
-            "Default: start for rs_fgsm, else natural.",
+            "Default: natural.",
         ),
     ] = None
     der_marginal: Annotated[
