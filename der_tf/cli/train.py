@@ -28,7 +28,8 @@ def train(*, options: TrainOptions = TrainOptions()) -> None:  # noqa: B008 (it 
     """Train a robust classifier, measure it on the test set, export it.
 
     Without arguments: RS-FGSM with DER on the digits that come with scikit-learn, in a minute.
-    A run that was stopped goes on with `der-tf train --run-dir RUN`.
+    A run that was stopped goes on with `der-tf train --run-dir RUN`, on as many processors of the
+    same kind with the same weights, bit for bit, as if it had never stopped; GPUs promise less.
     """
     given = {
         field.name: getattr(options, field.name) for field in dataclasses.fields(Configuration)

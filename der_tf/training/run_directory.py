@@ -185,8 +185,8 @@ def configure(given: Mapping[str, Any], directory: RunDirectory | None) -> Confi
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that decide a result."""
-    found = {"python": platform.python_version()}
+    """Of Python and the packages that decide a result, and the processors that share the sums."""
+    found = {"python": platform.python_version(), "cpus": str(len(os.sched_getaffinity(0)))}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
