@@ -12,6 +12,8 @@ import pytest
 from tests.serve.processes import running_server
 
 ROOT = Path(__file__).parents[1]
+# Deprecations of numpy are those of Keras and TensorFlow.
+PYTHON = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning"]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
 
 
@@ -38,7 +40,7 @@ def run(command, folder, **kwargs):
 def test_python_of_training_and_saved_models(folder):
     code = [text for language, text in BLOCKS if language == "python" and "serve." not in text]
     assert len(code) == 3
-    output = run([sys.executable, "-W", "error", "-c", "\n".join(code)], folder, timeout=300)
+    output = run([*PYTHON, "-c", "\n".join(code)], folder, timeout=300)
     assert "robust_accuracy" in output
     assert (folder / "robust.keras").exists()
 
@@ -60,7 +62,7 @@ def test_serving_calls(folder):
             )
 
         (code,) = [text for language, text in BLOCKS if language == "python" and "serve." in text]
-        run([sys.executable, "-W", "error", "-c", on_free_ports(code)], folder, timeout=60)
+        run([*PYTHON, "-c", on_free_ports(code)], folder, timeout=60)
         (lines,) = [text for language, text in BLOCKS if language == "sh" and "curl" in text]
         lines = lines.replace("status ", f"status --target 127.0.0.1:{server.grpc_port} ")
         output = run(["bash", "-euc", on_free_ports(lines)], folder, timeout=60)

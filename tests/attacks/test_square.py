@@ -77,8 +77,8 @@ def test_needs_no_gradient(linear, errs):
     def rounded(images):
         return tf.cast(tf.round(100 * model(images)), tf.int32) / 100
 
-    epsilon = float(np.max(model.distances("linf"))) * 1.2
-    attack = attacks.get("square", epsilon=epsilon, queries=200, seed=0)
+    epsilon = float(np.max(model.distances("linf"))) * 2
+    attack = attacks.get("square", epsilon=epsilon, queries=500, seed=0)
     assert errs(rounded, attack(rounded, model.x, model.y), model.y).mean() > 0.95
     with pytest.raises(ValueError, match="differentiable"):
         attacks.get("apgd_ce")(rounded, model.x, model.y)

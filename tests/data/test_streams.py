@@ -254,9 +254,9 @@ def test_streams_start_at_zero(at):
         data.load("digits").training_stream(*at)
 
 
-def test_two_replicas_share_the_batches_of_one():
+def test_two_replicas_share_the_batches_of_one(two_replicas):
     loaded = data.load("digits", batch_size=100)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_replicas()
     distributed = strategy.experimental_distribute_dataset(loaded.training_stream(0, 11))
     alone = batches(loaded.training_stream(0, 11), 4)
     for (x, y), (images, labels) in zip(alone, distributed, strict=False):

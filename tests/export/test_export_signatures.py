@@ -137,10 +137,8 @@ def test_half_precision_networks_answer_float32(serve, tmp_path):
     check_prediction(served("predict", pixels), logits_of(network, pixels).astype(np.float32))
 
 
-def test_a_network_of_a_distribution_strategy(make_network, serve, images, tmp_path):
-    devices = [device.name for device in tf.config.list_logical_devices("CPU")]
-    assert len(devices) == 2
-    with tf.distribute.MirroredStrategy(devices).scope():
+def test_a_network_of_a_distribution_strategy(make_network, serve, images, tmp_path, two_replicas):
+    with two_replicas().scope():
         network = make_network(seed=3)
     served = serve(export(network, tmp_path / "mirrored"))
     check_prediction(served("predict", images), logits_of(network, images))

@@ -74,7 +74,10 @@ def test_a_deadline_stops_the_graph(victim):
     """Four runs that would take hours do not keep the four threads."""
     hours = predict_request("zoo", "slow", steps=np.array([2**31 - 1], np.int32))
     calls = [victim.prediction.Predict.future(hours, timeout=0.5) for _ in range(4)]
-    assert {call.code() for call in calls} == {Code.DEADLINE_EXCEEDED}
+    codes = {call.code() for call in calls}
+    # One more than the free threads is refused: a client that went away may still hold one.
+    assert Code.DEADLINE_EXCEEDED in codes
+    assert codes <= {Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED}
     wait_for(lambda: code_of(predict, victim, "zoo", x=floats(1)) == Code.OK, 10)
 
 
@@ -251,7 +254,7 @@ def test_versions_swapped_under_load_fail_no_request(tmp_path):
 def test_sigterm_lets_a_running_request_finish(tmp_path, zoo):
     flags = ["--model_name=zoo", f"--model_base_path={zoo}"]
     with running_server(tmp_path, *flags) as server:
-        call = server.prediction.Predict.future(slow_request(1500))
+        call = server.prediction.Predict.future(slow_request(20_000))
         time.sleep(0.3)
         assert not call.done()
         server.process.send_signal(signal.SIGINT)

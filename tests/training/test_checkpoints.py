@@ -68,8 +68,8 @@ def test_a_restored_model_trains_on_as_the_saved_one_does(model, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_two_replicas_are_saved_and_go_on_alone(tmp_path):
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+def test_two_replicas_are_saved_and_go_on_alone(tmp_path, two_replicas):
+    with two_replicas().scope():
         mirrored = small_model()
     mirrored.fit(*data(), batch_size=8, verbose=0)
     Checkpoints(tmp_path, mirrored).save(1, 0)

@@ -281,7 +281,7 @@ def test_layer_losses_are_added_once(digits):
     [(), (DeltaEnergy(5.0),), (DeltaEnergy(5.0, reference="start"),)],
     ids=["plain", "der", "der_start"],
 )
-def test_two_replicas_train_like_one(regularizers, digits):
+def test_two_replicas_train_like_one(regularizers, digits, two_replicas):
     """5 steps of 64, the last one of 19 images: 10 on one replica and 9 on the other."""
 
     def train(strategy):
@@ -296,7 +296,7 @@ def test_two_replicas_train_like_one(regularizers, digits):
         return model.get_weights(), history["loss"]
 
     one, loss = train(tf.distribute.get_strategy())
-    two, loss_of_two = train(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    two, loss_of_two = train(two_replicas())
     assert_same_weights(two, one, 1e-5)
     np.testing.assert_allclose(loss_of_two, loss, rtol=1e-5)
 

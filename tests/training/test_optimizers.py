@@ -64,7 +64,7 @@ def test_loss_scaling_changes_nothing_but_skips_infinite_gradients():
     np.testing.assert_allclose(weights[1].numpy(), weights[0].numpy(), rtol=1e-6)
 
 
-def test_two_replicas_do_as_one():
+def test_two_replicas_do_as_one(two_replicas):
     def trained(strategy):
         with strategy.scope():
             keras.utils.set_random_seed(1)
@@ -75,7 +75,7 @@ def test_two_replicas_do_as_one():
         return [weight.numpy() for weight in model.weights]
 
     one = trained(tf.distribute.get_strategy())
-    two = trained(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    two = trained(two_replicas())
     for a, b in zip(one, two, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
