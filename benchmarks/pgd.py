@@ -14,11 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from own_process import measured_by
 
 RESULTS = Path(__file__).parent / "results" / "pgd.json"
 EPSILON, STEP, STEPS = 8 / 255, 2 / 255, 10
@@ -200,15 +201,7 @@ def main() -> None:
         command = [sys.executable, __file__, "--json", "--threads", str(threads)]
         for name in ("width", "batch_size", "rounds"):
             command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("{"):
-                runs.append(json.loads(line))
-            else:
-                print(line, end="", flush=True)
-        if process.wait() != 0:
-            sys.exit(f"{' '.join(command)} failed with status {process.returncode}")
+        runs.append(measured_by(command))
     RESULTS.parent.mkdir(exist_ok=True)
     settings = {name: getattr(options, name) for name in ("width", "batch_size", "rounds")}
     results = {"machine": {"cores": os.cpu_count()}, **settings, "runs": runs}

@@ -15,10 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+from own_process import measured_by
 
 RESULTS = Path(__file__).parent / "results" / "training_step.json"
 PASSES = {
@@ -129,15 +130,7 @@ def main() -> None:
             for name in ("rounds", "steps", "batch_size"):
                 command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
             command += ["--threads", str(threads)]
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith("{"):
-                    runs.append(json.loads(line))
-                else:
-                    print(line, end="", flush=True)
-            if process.wait() != 0:
-                sys.exit(f"{' '.join(command)} failed with status {process.returncode}")
+            runs.append(measured_by(command))
     RESULTS.parent.mkdir(exist_ok=True)
     settings = {name: getattr(options, name) for name in ("rounds", "steps", "batch_size")}
     machine = {"cores": os.cpu_count()}
