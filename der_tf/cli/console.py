@@ -51,6 +51,14 @@ Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 Whole = Annotated[int, Parameter(validator=validators.Number(gte=0))]
 NotNegative = Annotated[float, Parameter(converter=fraction, validator=validators.Number(gte=0))]
 Share = Annotated[float, Parameter(converter=fraction, validator=validators.Number(gte=0, lt=1))]
+Debug = Annotated[
+    bool,
+    Parameter(
+        help="Show TensorFlow's messages, and the traceback of an error. Default: no.",
+        negative="",
+        show_default=False,
+    ),
+]
 
 
 def show_error(error: BaseException, debug: bool, status: int) -> int:

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from der_tf.cli.console import (
     Count,
+    Debug,
     NotNegative,
     Whole,
     attack_progress,
@@ -84,14 +85,7 @@ def evaluate(
             "RUN/evaluations/ATTACKS, for a model runs/evaluations/NAME-ATTACKS."
         ),
     ] = None,
-    debug: Annotated[
-        bool,
-        Parameter(
-            help="Show TensorFlow's messages, and the traceback of an error. Default: no.",
-            negative="",
-            show_default=False,
-        ),
-    ] = False,
+    debug: Debug = False,
 ) -> None:
     """Attack a trained classifier on test images: accuracies, 95 % intervals, energies, worst case.
 

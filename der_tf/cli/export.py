@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from der_tf.cli import next_steps
-from der_tf.cli.console import Count, Whole, load_tensorflow, preparing, say
+from der_tf.cli.console import Count, Debug, Whole, load_tensorflow, preparing, say
 from der_tf.training.faults import Signals, writing
 
 
@@ -58,14 +58,7 @@ def export(
             "signature `sample`. Default: none."
         ),
     ] = None,
-    debug: Annotated[
-        bool,
-        Parameter(
-            help="Show TensorFlow's messages, and the traceback of an error. Default: no.",
-            negative="",
-            show_default=False,
-        ),
-    ] = False,
+    debug: Debug = False,
 ) -> None:
     """Write a SavedModel version that TensorFlow Serving and `python -m serve` load."""
     batching: dict[str, Any] = {

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from der_tf.cli.console import Count, NotNegative, Share, Whole, load_tensorflow, preparing, say
+from der_tf.cli.console import (
+    Count,
+    Debug,
+    NotNegative,
+    Share,
+    Whole,
+    load_tensorflow,
+    preparing,
+    say,
+)
 from der_tf.training.faults import Interrupted, Signals, writing
 
 if TYPE_CHECKING:
@@ -144,14 +153,7 @@ def generate(
             help="Write a GIF of the first chains. Default: no.", negative="", show_default=False
         ),
     ] = False,
-    debug: Annotated[
-        bool,
-        Parameter(
-            help="Show TensorFlow's messages, and the traceback of an error. Default: no.",
-            negative="",
-            show_default=False,
-        ),
-    ] = False,
+    debug: Debug = False,
 ) -> None:
     """Draw images of classes by Langevin chains down the classifier's joint energy.
 
