@@ -77,23 +77,32 @@ def show_error(error: BaseException, debug: bool, status: int) -> int:
 
 
 def load_tensorflow(debug: bool = False) -> None:
-    """Import TensorFlow without its messages about this machine, which nobody asked for.
-
-    Those of its native start-up obey no setting, so they are kept from stderr while it is being
-    imported, and shown when that fails.
-    """
+    """Import TensorFlow without its messages about this machine, which nobody asked for."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    if debug:
-        import tensorflow
+    with without_startup_messages(debug):
+        import tensorflow  # noqa: F401
 
+
+@contextlib.contextmanager
+def without_startup_messages(debug: bool = False) -> Iterator[None]:
+    """Around what imports TensorFlow; ``debug`` lets the messages through.
+
+    Those of its native start-up obey no setting, so they are kept from stderr meanwhile, and shown
+    when it does not load.
+    """
+    if debug:
+        yield
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # What TensorFlow and its data sets say in Python.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     with tempfile.TemporaryFile() as kept:
         stderr = os.dup(2)
         os.dup2(kept.fileno(), 2)
         try:
-            import tensorflow  # noqa: F401
-        except Interrupted:
+            yield
+        except (ValueError, Interrupted):
             raise
         except BaseException:
             kept.seek(0)
@@ -102,9 +111,6 @@ def load_tensorflow(debug: bool = False) -> None:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-    # What TensorFlow and its data sets say in Python.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 def say(text: str) -> None:

@@ -12,6 +12,19 @@ Example:
 
 from __future__ import annotations
 
-from der_tf.data.datasets import ImageData, load, names
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from der_tf.data.datasets import ImageData as ImageData
+    from der_tf.data.datasets import load as load
+    from der_tf.data.datasets import names as names
 
 __all__ = ["ImageData", "load", "names"]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: whether a data set is there can be asked of tfds_source without TensorFlow.
+    if name in __all__:
+        return getattr(importlib.import_module("der_tf.data.datasets"), name)
+    raise AttributeError(f"module 'der_tf.data' has no attribute {name!r}")

@@ -11,12 +11,10 @@ import numpy as np
 import sklearn.datasets
 import tensorflow as tf
 
-from der_tf.data import folder, tfds_source
+from der_tf.data import folder, tfds_reading, tfds_source
 from der_tf.data.encoded import Files
 from der_tf.data.pipelines import Arrays, Augmentation, Source, finish, steps
 from der_tf.data.splits import Sizes, split_by_class, split_by_position
-
-NAMES = ("digits", "cifar10", "cifar100", "imagenet", "folder")
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images that are kept; above it they are streamed
 SMALL = 96  # pixels up to which variable images are resized once and kept
@@ -87,7 +85,7 @@ class ImageData:
 
 def names() -> tuple[str, ...]:
     """The built-in names of :func:`load`; any TFDS image-classification name is taken too."""
-    return NAMES
+    return tfds_source.NAMES
 
 
 def load(
@@ -154,8 +152,7 @@ def load(
     ):
         if value is not None and value < least:
             raise ValueError(f"{what} is at least {least}, received {value}")
-    if data_dir is not None and not Path(data_dir).is_dir():
-        raise ValueError(f"data_dir is an existing folder, received {os.fspath(data_dir)!r}")
+    tfds_source.check_data_dir(data_dir)
     sizes = Sizes(validation_size, limit_train, seed)
     if name == "digits":
         parts = _digits(sizes, image_size)
@@ -240,12 +237,12 @@ def _tfds(
     image_size: int | None,
     download: bool,
 ) -> _Parts:
-    tfds_name = "imagenet2012" if name == "imagenet" else name
-    builder = tfds_source.builder(tfds_name, data_dir, download=download, known=NAMES)
+    builder = tfds_source.find(name, data_dir)
+    tfds_source.ensure_prepared(builder, download)
     info = builder.info
     if "train" not in info.splits:
         raise ValueError(f"{name!r} has no part 'train', only {', '.join(info.splits)}")
-    test_split = tfds_source.labelled_test_split(builder)
+    test_split = tfds_reading.labelled_test_split(builder)
     height, width, channels = info.features["image"].shape
     channels = channels or 3
     if image_size is None and None in (height, width):
@@ -258,17 +255,17 @@ def _tfds(
     count = sum(info.splits[split].num_examples for split in ("train", test_split) if split)
     sources: tuple[Source, Source, Source]
     if small and count * height * width * channels <= MEMORY_LIMIT:
-        pool = Arrays(*tfds_source.read_all(builder, "train", image_size))
-        test = test_split and Arrays(*tfds_source.read_all(builder, test_split, image_size))
+        pool = Arrays(*tfds_reading.read_all(builder, "train", image_size))
+        test = test_split and Arrays(*tfds_reading.read_all(builder, test_split, image_size))
         sources = split_by_class(pool, test or None, sizes)
     else:
         height = width = min(height, width)
         total = info.splits["train"].num_examples
         train, validation, held_out = split_by_position(total, test_split, sizes)
         sources = (
-            tfds_source.records(builder, train, height),
-            tfds_source.records(builder, validation, height),
-            tfds_source.records(builder, held_out, height),
+            tfds_reading.records(builder, train, height),
+            tfds_reading.records(builder, validation, height),
+            tfds_reading.records(builder, held_out, height),
         )
     return _Parts(
         sources,

@@ -1,4 +1,7 @@
-"""TensorFlow Datasets: find one on disk or get it, and say plainly why not."""
+"""TensorFlow Datasets: find one on disk or get it, and say plainly why not.
+
+Nothing here imports TensorFlow, so that a missing data set is known before that is loaded.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import difflib
 import os
 import socket
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -14,9 +16,7 @@ from urllib.request import getproxies, proxy_bypass
 import numpy as np
 import tensorflow_datasets as tfds
 
-from der_tf.data import augmentation
-from der_tf.data.encoded import Records
-
+NAMES = ("digits", "cifar10", "cifar100", "imagenet", "folder")
 PROBE_SECONDS = 0.8
 # TFDS writes them down while it prepares the archives; a copy prepared otherwise is without.
 CIFAR10_CLASSES = (
@@ -25,39 +25,55 @@ CIFAR10_CLASSES = (
 )
 
 
-def builder(
-    name: str, data_dir: str | os.PathLike | None, *, download: bool, known: Sequence[str]
-) -> tfds.core.DatasetBuilder:
-    """The builder of a data set that lies prepared on disk, after downloading it if need be.
+def check_data_dir(data_dir: str | os.PathLike | None) -> None:
+    """Raises ValueError unless it is None or an existing folder."""
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise ValueError(f"data_dir is an existing folder, received {os.fspath(data_dir)!r}")
+
+
+def find(name: str, data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder:
+    """The builder of a data set, on disk or not.
 
     Args:
-        name: of the data set, as TFDS takes it (``name``, ``name/config``, ``name:version``).
+        name: of the data set, ``imagenet`` or as TFDS takes it (``name``, ``name/config``,
+            ``name:version``).
         data_dir: where TFDS keeps data sets, None for its default, ``~/tensorflow_datasets``.
-        download: whether to use the network at all.
-        known: the names of this package, for the message about an unknown one.
 
     Raises:
         ValueError: for a name TFDS does not know, or a data set without images and labels.
-        FileNotFoundError: for a data set that is not on disk and cannot be had.
     """
+    check_data_dir(data_dir)
+    if name == "imagenet":
+        name = "imagenet2012"
     try:
         found = tfds.builder(name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        near = difflib.get_close_matches(name, [*known, *tfds.list_builders()], n=1)
+        near = difflib.get_close_matches(name, [*NAMES, *tfds.list_builders()], n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(
-            f"data set is one of {', '.join(known)} or any image-classification name of "
+            f"data set is one of {', '.join(NAMES)} or any image-classification name of "
             f"TensorFlow Datasets, received {name!r}{hint}"
         ) from error
     check_features(name, found.info)
-    if not found.is_prepared():
-        _obtain(found, name, download)
     return found
 
 
-def _obtain(found: tfds.core.DatasetBuilder, name: str, download: bool) -> None:
+def ensure_prepared(found: tfds.core.DatasetBuilder, download: bool = True) -> None:
+    """Downloads and prepares a data set that is not on disk.
+
+    Args:
+        found: from :func:`find`.
+        download: whether to use the network at all.
+
+    Raises:
+        FileNotFoundError: for a data set that is not on disk and cannot be had.
+    """
+    if found.is_prepared():
+        return
+    config = found.builder_config
+    name = f"{found.name}/{config.name}" if config else found.name
     # ROOT/NAME/VERSION or ROOT/NAME/CONFIG/VERSION
-    root = Path(found.data_path).parents[1 + bool(found.builder_config)]
+    root = Path(found.data_path).parents[1 + bool(config)]
     missing = f"data set {name!r} is not in {root}"
     command = f"tfds build {name} --data_dir {root}"
     manual = found.MANUAL_DOWNLOAD_INSTRUCTIONS
@@ -130,66 +146,3 @@ def class_names(info: tfds.core.DatasetInfo) -> tuple[str, ...]:
     if not named and info.name == "cifar10":
         return CIFAR10_CLASSES
     return tuple(label.names or map(str, range(label.num_classes)))
-
-
-def labelled_test_split(source: tfds.core.DatasetBuilder) -> str | None:
-    """``test``, or ``validation`` where that is missing or comes without labels, or None."""
-    for split in ("test", "validation"):
-        if split in source.info.splits:
-            first = source.as_dataset(
-                split=f"{split}[:1]", decoders=tfds.decode.PartialDecoding({"label": True})
-            )
-            if next(first.as_numpy_iterator())["label"] >= 0:
-                return split
-    return None
-
-
-def read_all(
-    source: tfds.core.DatasetBuilder, split: str, image_size: int | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes a split in stored order.
-
-    Args:
-        image_size: to resize the middle of each image to, None for images of one fixed shape.
-
-    Returns:
-        images ``[N, H, W, C]`` uint8 and labels ``[N]`` int64.
-    """
-    dataset = source.as_dataset(
-        split=split,
-        decoders=tfds.decode.PartialDecoding({"image": True, "label": True}),
-        read_config=tfds.ReadConfig(try_autocache=False),
-    )
-    if image_size is not None:
-
-        def resize(example):
-            image = augmentation.center_crop(example["image"], size=image_size, fraction=1.0)
-            return {**example, "image": augmentation.to_uint8(image)}
-
-        dataset = dataset.map(resize, num_parallel_calls=-1, deterministic=True)
-    batches = list(dataset.batch(1024).as_numpy_iterator())
-    return (
-        np.concatenate([batch["image"] for batch in batches]),
-        np.concatenate([batch["label"] for batch in batches]).astype(np.int64),
-    )
-
-
-def records(source: tfds.core.DatasetBuilder, split: str, image_size: int) -> Records:
-    """A split, or a slice such as ``train[1000:]``, as a stream of encoded images."""
-    info = source.info
-    if info.file_format is not tfds.core.FileFormat.TFRECORD:
-        raise ValueError(
-            f"{info.name} does not fit in memory and streams from TFRecord files, received "
-            f"{info.file_format.value}: prepare it with --file_format=tfrecord"
-        )
-    files = info.splits[split].file_instructions
-    return Records(
-        image_size,
-        info.features["image"].shape[-1] or 3,
-        filenames=[str(file.filename) for file in files],
-        skips=[file.skip for file in files],
-        takes=[
-            file.examples_in_shard - file.skip if file.take == -1 else file.take for file in files
-        ],
-        features=tfds.features.FeaturesDict({k: info.features[k] for k in ("image", "label")}),
-    )

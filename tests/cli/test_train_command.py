@@ -5,6 +5,7 @@ import json
 import resource
 import shutil
 import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -126,6 +127,24 @@ def test_unknown_names_are_one_line_and_leave_no_run(options, words, tmp_path, c
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert all(word in error for word in words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_data_set_is_told_before_tensorflow_is_loaded(tmp_path):
+    options = ["--dataset", "imagenet", "--data-dir", str(tmp_path)]
+    code = (
+        "import sys; from der_tf.cli import main; status = main(sys.argv[1:]); "
+        "sys.exit(99 if 'tensorflow' in sys.modules else status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", "--run-dir", str(tmp_path / "run"), *options],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"data set 'imagenet2012' is not in {tmp_path}" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
