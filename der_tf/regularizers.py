@@ -37,9 +37,30 @@ class Regularizer(Configurable):
         """Whether the logits at the attack's start are read."""
         return False
 
+    @property
+    def reads_natural_gradient(self) -> bool:
+        """Whether the gradient of the loss at the natural images is read."""
+        return False
+
     def __call__(self, batch: TrainingBatch) -> tf.Tensor:
         """``[B]`` float32 penalties, added to the outer loss of each sample."""
         raise NotImplementedError(f"{type(self).__name__} does not define its penalty")
+
+    def _require_not_negative(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and 0 <= value < float("inf")):
+                raise ValueError(
+                    f"{type(self).__name__}: {name} is a number >= 0; received {value!r}"
+                )
+
+
+def _warmed_up(penalties: tf.Tensor, batch: TrainingBatch, warmup_steps: int) -> tf.Tensor:
+    """Penalties that rise linearly from 0 over the first optimizer steps."""
+    if not warmup_steps:
+        return penalties
+    risen = tf.cast(batch.step, penalties.dtype) / warmup_steps
+    return penalties * tf.minimum(tf.ones([], penalties.dtype), risen)
 
 
 @register
@@ -76,10 +97,7 @@ class DeltaEnergy(Regularizer):
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("weight", "marginal", "joint", "warmup_steps"):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and 0 <= value < float("inf")):
-                raise ValueError(f"DeltaEnergy: {name} is a number >= 0; received {value!r}")
+        self._require_not_negative("weight", "marginal", "joint", "warmup_steps")
         for name, accepted in (("penalty", PENALTIES), ("reference", REFERENCES)):
             value = getattr(self, name)
             if value not in accepted:
@@ -114,7 +132,151 @@ class DeltaEnergy(Regularizer):
     def __call__(self, batch: TrainingBatch) -> tf.Tensor:
         reference_logits = getattr(batch, f"{self.reference}_logits")
         penalties = self.penalties(batch.y, reference_logits, batch.adversarial_logits)
-        if self.warmup_steps:
-            risen = tf.cast(batch.step, penalties.dtype) / self.warmup_steps
-            penalties *= tf.minimum(tf.ones([], penalties.dtype), risen)
-        return self.weight * penalties
+        return self.weight * _warmed_up(penalties, batch, self.warmup_steps)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class GradAlign(Regularizer):
+    """GradAlign (Andriushchenko and Flammarion, arXiv 2007.02617).
+
+    weight (1 - cos(grad_x CE(x, y), grad_x CE(x + u, y))), u uniform in the ball of the training
+    attack: the loss is to be linear around x, so that one step finds its maximum. Gradients with
+    respect to the weights flow through both input gradients (double backpropagation), as the
+    equation reads; the authors' code holds the first one constant when the attack took it.
+
+    Args:
+        weight: lambda. Default 0.2, the authors' for CIFAR-10 at 8/255.
+
+    Raises:
+        ValueError: for a negative weight; in training, for an attack without a ball.
+    """
+
+    weight: float = dataclasses.field(default=0.2, kw_only=False)
+
+    def __post_init__(self) -> None:
+        self._require_not_negative("weight")
+
+    @property
+    def reads_natural_gradient(self) -> bool:
+        return True
+
+    def penalties(self, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
+        """1 - cosine of two gradients, without the weight.
+
+        Args:
+            first: ``[B, ...]`` floats.
+            second: the same.
+
+        Returns:
+            ``[B]``, in [0, 2]; 0, without a gradient, where one of the two is zero.
+        """
+        (a, a_is_some), (b, b_is_some) = _directions(first), _directions(second)
+        penalties = 1 - tf.reduce_sum(a * b, axis=1)
+        return tf.where(a_is_some & b_is_some, penalties, tf.zeros_like(penalties))
+
+    def __call__(self, batch: TrainingBatch) -> tf.Tensor:
+        return self.weight * self.penalties(batch.natural_gradient, batch.neighbour_gradient)
+
+
+def _directions(vectors: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """``[B, N]`` unit vectors, and ``[B]`` whether there is one (else the zero vector)."""
+    flat = tf.reshape(vectors, [tf.shape(vectors)[0], -1])
+    # The gradients of well-fitted samples are small: their squares would be zero in float32.
+    # The direction does not depend on the scale, so that a constant one changes no gradient.
+    largest = tf.stop_gradient(tf.reduce_max(tf.abs(flat), axis=1))
+    is_some = largest > 0
+    scaled = tf.math.divide_no_nan(flat, largest[:, None])
+    squared = tf.reduce_sum(tf.square(scaled), axis=1)
+    squared = tf.where(is_some, squared, tf.ones_like(squared))
+    return scaled * tf.math.rsqrt(squared)[:, None], is_some
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class AbnormalExamples(Regularizer):
+    """AAER, abnormal adversarial examples regularization (Lin et al., arXiv 2404.08154).
+
+    With x' the attack's start, an adversarial example x* is abnormal when CE(x*, y) < CE(x', y).
+    Of the m examples of the whole batch let n be abnormal; the penalty of the batch (section 3.3)
+    is the product of their share and of what they vary by:
+
+        weight (n / m) (loss L + logits max(0, A - N))
+
+    * n / m: the number of abnormal examples;
+    * L, their loss variation: the mean of CE(x', y) - CE(x*, y) over the abnormal ones;
+    * A and N, the variations of the logits: the mean of |f(x*) - f(x')|_2^2 over the abnormal
+      and over the normal ones; N is a constant.
+
+    A batch without abnormal, or without normal examples to compare with, has no penalty.
+
+    Args:
+        weight: lambda_1. Default 1.
+        loss: lambda_2, weight of the loss variation. Default 4.
+        logits: lambda_3, weight of the variation of the logits. Default 1.5.
+        full_gradient: what gradients flow through. False (default): the logits f(x*) of A alone,
+            as in the authors' code, which makes the penalty nearly free; the loss variation is
+            then part of the value without a gradient. True: L and A, through both passes, as the
+            equation reads.
+        warmup_steps: the weight rises linearly from 0 over this many optimizer steps. Default 0:
+            constant.
+
+    Raises:
+        ValueError: for a negative weight; in training, for an attack without a start.
+    """
+
+    weight: float = dataclasses.field(default=1.0, kw_only=False)
+    loss: float = 4.0
+    logits: float = 1.5
+    full_gradient: bool = False
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        self._require_not_negative("weight", "loss", "logits", "warmup_steps")
+
+    @property
+    def reads_start(self) -> bool:
+        return True
+
+    def penalties(
+        self, labels: tf.Tensor, start_logits: tf.Tensor, adversarial_logits: tf.Tensor
+    ) -> tf.Tensor:
+        """Each sample's part of the penalty, without ``weight``: their mean is that of the batch.
+
+        Within ``strategy.run``, the batch is that of all replicas together.
+
+        Args:
+            labels: ``[B]`` integers.
+            start_logits: ``[B, K]`` logits of x'.
+            adversarial_logits: ``[B, K]`` logits of x*.
+
+        Returns:
+            ``[B]`` float32 (float64 for float64 logits).
+        """
+        if not self.full_gradient:
+            start_logits = tf.stop_gradient(start_logits)
+        start_logits = energy.at_least_float32(start_logits)
+        adversarial_logits = energy.at_least_float32(adversarial_logits)
+        losses = energy.cross_entropy(start_logits, labels)
+        losses -= energy.cross_entropy(adversarial_logits, labels)
+        if not self.full_gradient:
+            losses = tf.stop_gradient(losses)
+        variations = tf.reduce_sum(tf.square(adversarial_logits - start_logits), axis=1)
+        abnormal = tf.cast(losses > 0, variations.dtype)
+        constant = tf.stop_gradient(variations)
+        normal = 1 - abnormal
+        totals = (abnormal, normal, abnormal * constant, normal * constant)
+        sums = tf.stack([tf.reduce_sum(values) for values in totals])
+        context = tf.distribute.get_replica_context()
+        if context is not None and context.num_replicas_in_sync > 1:
+            sums = context.all_reduce(tf.distribute.ReduceOp.SUM, sums)
+        abnormal_count, normal_count, of_abnormal, of_normal = tf.unstack(tf.stop_gradient(sums))
+        normal_level = tf.math.divide_no_nan(of_normal, normal_count)
+        exceeds = tf.math.divide_no_nan(of_abnormal, abnormal_count) > normal_level
+        excess = tf.where(exceeds, variations - normal_level, tf.zeros_like(variations))
+        penalties = abnormal * (self.loss * losses + self.logits * excess)
+        return tf.where(normal_count > 0, penalties, tf.zeros_like(penalties))
+
+    def __call__(self, batch: TrainingBatch) -> tf.Tensor:
+        penalties = self.penalties(batch.y, batch.start_logits, batch.adversarial_logits)
+        return self.weight * _warmed_up(penalties, batch, self.warmup_steps)

@@ -67,7 +67,10 @@ def train(*, options: TrainOptions = TrainOptions()) -> None:  # noqa: B008 (it 
                 name = options.model_name or config.name
                 _exported(config, directory, dataset, report, options.export_dir / name)
             say("")
-            show_table(report, f"{dataset.name}: all {dataset.test_size:,} test images, best.keras")
+            title = f"{dataset.name}: all {dataset.test_size:,} test images"
+            show_table(report, f"{title}, best.keras")
+            if "swa" in report:
+                show_table(report["swa"], f"{title}, swa.keras")
             for line in next_steps.after_training(directory.path, report.get("export")):
                 say(line)
 
@@ -122,6 +125,11 @@ def _train(
             f"the state after {training.checkpoints.position} is saved; go on with "
             f"{next_steps.go_on(directory.path)}"
         ) from None
+    if training.stopped_early:
+        say(
+            f"Stopped after epoch {training.checkpoints.epoch}: no better validation robust "
+            f"accuracy for {config.early_stopping} epochs"
+        )
     return dataset
 
 
@@ -142,15 +150,21 @@ def _announce(training: Training, directory: RunDirectory) -> None:
         f"{data.name}: {data.train_size:,} training, {data.validation_size:,} validation, "
         f"{data.test_size:,} test images of {shape}, {data.num_classes} classes"
     )
-    der = "no DER"
+    cures = ["no DER"]
     if config.der_weight:
-        der = (
+        cures = [
             f"DER {config.der_weight:g} ({config.der_penalty}, marginal {config.der_marginal:g}, "
             f"joint {config.der_joint:g}, reference {config.der_reference})"
-        )
+        ]
+    if config.grad_align_weight:
+        cures.append(f"GradAlign {config.grad_align_weight:g}")
+    if config.aaer_weight:
+        cures.append(f"AAER {config.aaer_weight:g}")
+    if config.awp_gamma:
+        cures.append(f"AWP {config.awp_gamma:g}")
     say(
         f"{config.model}, {model.network.count_params():,} parameters; {config.attack} at "
-        f"{config.norm} {config.epsilon:.4g}, {config.objective}, {der}"
+        f"{config.norm} {config.epsilon:.4g}, {config.objective}, {', '.join(cures)}"
     )
     place = "from the start"
     if training.resumed:
@@ -180,24 +194,30 @@ def _measured(config: Configuration, directory: RunDirectory, dataset: ImageData
         steps=config.evaluation_steps,
         restarts=config.evaluation_restarts,
     )
-    say("Measuring best.keras on the test set ...")
-    network = keras.models.load_model(directory.best, compile=False)
-    with attack_progress(["pgd"]) as progress:
-        result = evaluate(
-            network,
-            dataset.test,
-            attacks={"pgd": attack},
-            seed=config.seed,
-            progress=lambda name, done, _: progress(name, done, dataset.test_size),
-        )
+
+    def measured(path: Path) -> dict[str, Any]:
+        say(f"Measuring {path.name} on the test set ...")
+        network = keras.models.load_model(path, compile=False)
+        with attack_progress(["pgd"]) as progress:
+            result = evaluate(
+                network,
+                dataset.test,
+                attacks={"pgd": attack},
+                seed=config.seed,
+                progress=lambda name, done, _: progress(name, done, dataset.test_size),
+            )
+        return to_dict(result)
+
     report = {
         "schema": 1,
         "model": directory.best.name,
         "dataset": config.dataset,
         "split": "test",
         "seed": config.seed,
-        **to_dict(result),
+        **measured(directory.best),
     }
+    if directory.swa.exists():
+        report["swa"] = {"model": directory.swa.name, **measured(directory.swa)}
     _write_report(directory, report)
     return report
 

@@ -12,7 +12,7 @@ from der_tf.cli.console import Count, NotNegative, Share, Whole
 
 _DATA = Group("Data", sort_key=1)
 _ATTACK = Group("Attack in training", sort_key=2)
-_LOSS = Group("Outer loss and DER", sort_key=3)
+_LOSS = Group("Outer loss and regularizers", sort_key=3)
 _NETWORK = Group("Network and optimization", sort_key=4)
 _MEASURE = Group("Measurement (PGD in the same ball)", sort_key=5)
 _RUN = Group("Run", sort_key=6)
@@ -117,7 +117,7 @@ class TrainOptions:
         _option(
             _LOSS,
             "Weight of the Delta Energy Regularizer; 0 turns it off. Default: for rs_fgsm and fgsm "
-            "10, n_fgsm 5, multi-step attacks 0.",
+            "10, n_fgsm 5; 0 for multi-step attacks and beside GradAlign or AAER.",
         ),
     ] = None
     der_penalty: Annotated[
@@ -143,8 +143,58 @@ class TrainOptions:
         _option(_LOSS, "Epochs over which the weight of DER rises from 0. Default: 0."),
     ] = None
 
+    grad_align_weight: Annotated[
+        NotNegative | None,
+        _option(
+            _LOSS,
+            "Weight of GradAlign; 0 turns it off. Default: 0, for the recipe grad_align 0.2.",
+        ),
+    ] = None
+    aaer_weight: Annotated[
+        NotNegative | None,
+        _option(
+            _LOSS,
+            "Weight of AAER, the penalty on abnormal examples; 0 turns it off. Default: 0, for the "
+            "recipe aaer 1.",
+        ),
+    ] = None
+    aaer_loss: Annotated[
+        NotNegative | None, _option(_LOSS, "Weight of the loss variation in AAER. Default: 4.")
+    ] = None
+    aaer_logits: Annotated[
+        NotNegative | None,
+        _option(_LOSS, "Weight of the variation of the logits in AAER. Default: 1.5."),
+    ] = None
+    aaer_full_gradient: Annotated[
+        bool | None,
+        Parameter(
+            group=_LOSS,
+            help="Gradients of AAER through both passes and the loss variation, as in its "
+            "equation. Default: no: through the logits of x* alone, as in its authors' code.",
+            negative="",
+        ),
+    ] = None
+    aaer_warmup_epochs: Annotated[
+        NotNegative | None,
+        _option(
+            _LOSS,
+            "Epochs over which the weight of AAER rises from 0. Default: 0, for the recipe aaer 5.",
+        ),
+    ] = None
+    awp_gamma: Annotated[
+        NotNegative | None,
+        _option(
+            _LOSS,
+            "Relative size of adversarial weight perturbations (AWP), such as 0.005. Default: 0: "
+            "off.",
+        ),
+    ] = None
+    awp_warmup_epochs: Annotated[
+        NotNegative | None, _option(_LOSS, "Epochs before AWP begins. Default: 0.")
+    ] = None
+
     recipe: Annotated[
-        Literal["rs_fgsm", "fgsm", "n_fgsm", "pgd", "trades", "weat"] | None,
+        Literal["rs_fgsm", "fgsm", "n_fgsm", "grad_align", "aaer", "pgd", "trades", "weat"] | None,
         _option(
             _NETWORK,
             "Published setting that fills in what is not given. Default: the attack's, pgd for an "
@@ -171,8 +221,8 @@ class TrainOptions:
         Count | None,
         _option(
             _NETWORK,
-            "Passes over the training set. Default: the recipe's: rs_fgsm, fgsm and n_fgsm 30, pgd "
-            "200, trades and weat 100; digits 30.",
+            "Passes over the training set. Default: the recipe's: pgd 200, trades and weat 100, "
+            "else 30; digits 30.",
         ),
     ] = None
     batch_size: Annotated[
@@ -183,16 +233,16 @@ class TrainOptions:
         NotNegative | None,
         _option(
             _NETWORK,
-            "Highest learning rate. Default: the recipe's: rs_fgsm, fgsm and n_fgsm 0.2, else 0.1; "
-            "digits 0.05.",
+            "Highest learning rate. Default: the recipe's: rs_fgsm, fgsm and n_fgsm 0.2, "
+            "grad_align 0.3, aaer 0.05, else 0.1; digits 0.05.",
         ),
     ] = None
     schedule: Annotated[
         Literal["cyclic", "piecewise", "one_cycle", "constant"] | None,
         _option(
             _NETWORK,
-            "Of the learning rate, step by step. Default: the recipe's: cyclic for rs_fgsm, fgsm "
-            "and n_fgsm, one_cycle for weat, else piecewise.",
+            "Of the learning rate, step by step. Default: the recipe's: piecewise for pgd and "
+            "trades, one_cycle for weat, else cyclic.",
         ),
     ] = None
     milestones: Annotated[
@@ -216,6 +266,22 @@ class TrainOptions:
             _NETWORK,
             "Momentum of averaged weights, such as 0.999, which are then validated and saved. "
             "Default: 0: off.",
+        ),
+    ] = None
+    swa_start: Annotated[
+        Count | None,
+        _option(
+            _NETWORK,
+            "First epoch whose weights go into their mean (SWA), saved as swa.keras and measured "
+            "beside best.keras. Default: none.",
+        ),
+    ] = None
+    early_stopping: Annotated[
+        Count | None,
+        _option(
+            _NETWORK,
+            "Stop after so many epochs without a new best validation robust accuracy. Default: "
+            "never.",
         ),
     ] = None
     mixed_precision: Annotated[

@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from der_tf import energy
 from der_tf.attacks import Attack, geometry
 from der_tf.attacks.gradient import GradientAttack
 
@@ -62,18 +63,20 @@ class TrainingBatch:
         with tape.stop_recording():
             gradient = tape.gradient(loss, self.start)
             # The loss carries the sign of a targeted attack already.
-            moved = self.attack.step(self.x, self.start, gradient)
-            self.adversarial = geometry.into_ball(
-                self.x, moved, self.attack.radius, self.attack.norm
-            )
+            self.run_attack_along(gradient)
+
+    def run_attack_along(self, gradient: tf.Tensor) -> None:
+        """Set :attr:`adversarial` by a single step whose gradient at the start is known."""
+        moved = self.attack.step(self.x, self.start, tf.cast(gradient, self.x.dtype))
+        self.adversarial = geometry.into_ball(self.x, moved, self.attack.radius, self.attack.norm)
 
     @functools.cached_property
     def start(self) -> tf.Tensor:
         """``[B, H, W, C]``, where the (first run of the) attack started."""
         if not isinstance(self.attack, GradientAttack):
             raise ValueError(
-                "reference='start' needs an attack with a start, such as rs_fgsm or pgd; "
-                f"received {self.attack!r}"
+                "DeltaEnergy with reference='start' and AbnormalExamples need an attack with a "
+                f"start, such as rs_fgsm or pgd; received {self.attack!r}"
             )
         seed = self.attack.seed_of_run(self.seed, 0)
         return tf.stop_gradient(self.attack.start(self.x, seed))
@@ -106,6 +109,40 @@ class TrainingBatch:
     def adversarial_logits(self) -> tf.Tensor:
         """``[B, K]`` logits of x* in training mode."""
         return self.network(self.adversarial, training=True)
+
+    @functools.cached_property
+    def natural_gradient(self) -> tf.Tensor:
+        """``[B, H, W, C]`` gradient of CE(x, y) with respect to x, itself differentiable.
+
+        Its pass is the natural one, unless that was taken before.
+        """
+        gradient, logits = self._loss_gradient(self.x)
+        self.__dict__.setdefault("natural_logits", logits)
+        return gradient
+
+    @functools.cached_property
+    def neighbour_gradient(self) -> tf.Tensor:
+        """``[B, H, W, C]``, the same at x + u, u uniform in the attack's ball, not clipped."""
+        if not isinstance(self.attack, Attack):
+            raise ValueError(
+                "GradAlign needs an attack with a ball, such as fgsm or pgd; "
+                f"received {self.attack!r}"
+            )
+        noise = geometry.random_in_ball(
+            tf.shape(self.x),
+            self.attack.epsilon,
+            self.attack.norm,
+            tf.random.fold_in(self.seed, 2),
+        )
+        return self._loss_gradient(self.x + noise)[0]
+
+    def _loss_gradient(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(images)
+            logits = self.network(images, training=True)
+            loss = energy.cross_entropy(logits, self.y)
+        # In the precision of the loss, as all penalties are.
+        return tf.cast(tape.gradient(loss, images), loss.dtype), logits
 
     def has(self, name: str) -> bool:
         """Whether a lazy value, such as ``"natural_logits"``, has been computed."""

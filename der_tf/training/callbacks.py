@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from der_tf.files import replacing
 from der_tf.training.averages import averaged_weights
@@ -38,6 +40,44 @@ class StopOnNonFinite(keras.callbacks.Callback):
         )
 
 
+class EarlyStopping(keras.callbacks.Callback):
+    """Ends ``fit`` when the validation robust accuracy has not risen for some epochs.
+
+    Rice et al., *Overfitting in adversarially robust deep learning* (2020): the epoch is chosen
+    on validation images. ``keras.callbacks.EarlyStopping`` forgets its count when a run is
+    stopped; here :attr:`variables` belongs to the checkpoint.
+
+    Args:
+        patience: epochs in a row without a new best.
+    """
+
+    def __init__(self, patience: int) -> None:
+        super().__init__()
+        self._patience = patience
+        self._best = tf.Variable(-1.0, dtype=tf.float64)  # below any accuracy
+        self._stale = tf.Variable(0, dtype=tf.int64)
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """What a checkpoint has to keep."""
+        return [self._best, self._stale]
+
+    @property
+    def reached(self) -> bool:
+        """Whether training is over."""
+        return int(self._stale.numpy()) >= self._patience
+
+    def on_epoch_end(self, epoch, logs=None) -> None:
+        value = (logs or {})["val_robust_accuracy"]
+        if value > float(self._best.numpy()):
+            self._best.assign(value)
+            self._stale.assign(0)
+        else:
+            self._stale.assign_add(1)
+        if self.reached:
+            self.model.stop_training = True
+
+
 class SaveBest(keras.callbacks.Callback):
     """Saves the network when the validation robust accuracy is higher than ever before.
 
@@ -57,9 +97,14 @@ class SaveBest(keras.callbacks.Callback):
             self._checkpoints.best = value
 
 
-def save_network(model: keras.Model, path: Path) -> None:
-    """Write ``model.network`` with averaged weights, whole or not at all."""
-    with writing(path), replacing(path) as temporary, averaged_weights(model):
+def save_network(model: keras.Model, path: Path, averaged: bool = True) -> None:
+    """Write ``model.network``, whole or not at all.
+
+    Args:
+        averaged: with the moving averages of the optimizer (EMA), where it keeps them.
+    """
+    weights = averaged_weights(model) if averaged else contextlib.nullcontext()
+    with writing(path), replacing(path) as temporary, weights:
         model.network.save(temporary)
 
 

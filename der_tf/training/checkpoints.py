@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -25,6 +26,7 @@ class Checkpoints:
         directory: where the checkpoints lie; made when the first is saved.
         model: a compiled ``keras.Model`` with a built optimizer, all of whose variables exist.
         restore_from: where to restore from. Default None: ``directory``.
+        others: further variables that belong to the state.
     """
 
     def __init__(
@@ -32,11 +34,12 @@ class Checkpoints:
         directory: str | os.PathLike[str],
         model: keras.Model,
         restore_from: str | os.PathLike[str] | None = None,
+        others: Sequence[tf.Variable] = (),
     ) -> None:
         self.directory = Path(directory)
         self._source = Path(restore_from or directory)
         variables = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
-        self._variables = [variable.value for variable in variables]
+        self._variables = [*(variable.value for variable in variables), *others]
         self._epoch = tf.Variable(0, dtype=tf.int64)
         self._step = tf.Variable(0, dtype=tf.int64)
         self._best = tf.Variable(-np.inf, dtype=tf.float64)

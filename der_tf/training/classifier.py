@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,11 @@ import tensorflow as tf
 from der_tf import attacks, energy, objectives
 from der_tf.attacks import Attack
 from der_tf.attacks.base import logits_function
-from der_tf.attacks.gradient import PGD, GradientAttack
+from der_tf.attacks.gradient import FGSM, PGD, GradientAttack
 from der_tf.objectives import Objective
 from der_tf.regularizers import Regularizer
 from der_tf.training.batch import TrainingBatch
+from der_tf.training.weight_perturbation import weights_read_as, worst_weights
 
 
 @keras.saving.register_keras_serializable("der_tf")
@@ -34,6 +36,11 @@ class RobustClassifier(keras.Model):
     ``natural_metrics_every``-th optimizer step. In ``evaluate``, all are measured on every batch
     in inference mode under ``evaluation_attack``, and ``loss`` is the objective alone.
 
+    With adversarial weight perturbation (``awp_gamma``; AWP, Wu et al., arXiv 2004.05884), the loss
+    and its gradients are those at weights w + v, the step is taken from w. v climbs the objective
+    (the penalties are no part of that), of length ``awp_gamma |w|`` for each weight of more than
+    one dimension; the metrics of the training steps, too, are measured at w + v.
+
     All randomness of a training step is a function of (seed, optimizer step, replica).
 
     Args:
@@ -45,11 +52,13 @@ class RobustClassifier(keras.Model):
         regularizers: penalties such as :class:`~der_tf.regularizers.DeltaEnergy`.
         evaluation_attack: as ``attack``. Default None: PGD-10 in the ball of the training attack,
             in that of l-inf 8/255 for natural training; a callable of your own serves for both.
+        awp_gamma: relative size of the weight perturbation, 0.005 in the paper. Default 0: off.
+        awp_warmup_steps: optimizer steps before the perturbation begins. Default 0.
         natural_metrics_every: see above; 0 leaves the natural metrics out of training. Default 10.
         seed: of all random parts of training. Default 0.
 
     Raises:
-        ValueError: for an unknown name, or labels that are not ``[B]`` integers.
+        ValueError: for an unknown name, a negative number, or labels that are not ``[B]`` integers.
     """
 
     def __init__(
@@ -60,6 +69,8 @@ class RobustClassifier(keras.Model):
         regularizers: Sequence[Regularizer] = (),
         evaluation_attack: Any = None,
         *,
+        awp_gamma: float = 0.0,
+        awp_warmup_steps: int = 0,
         natural_metrics_every: int = 10,
         seed: int = 0,
         **kwargs: Any,
@@ -76,6 +87,11 @@ class RobustClassifier(keras.Model):
             if isinstance(self.attack, Attack):
                 evaluation_attack = PGD(epsilon=self.attack.epsilon, norm=self.attack.norm)
         self.evaluation_attack = evaluation_attack
+        for name, value in (("awp_gamma", awp_gamma), ("awp_warmup_steps", awp_warmup_steps)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is a number >= 0; received {value!r}")
+        self.awp_gamma = awp_gamma
+        self.awp_warmup_steps = awp_warmup_steps
         self.natural_metrics_every = natural_metrics_every
         self.seed = seed
         self.robust_accuracy = keras.metrics.Mean(name="robust_accuracy")
@@ -112,24 +128,34 @@ class RobustClassifier(keras.Model):
             seed=self._seed(self.optimizer.iterations, training=True),
             step=self.optimizer.iterations,
         )
-        shares_start = self._shares_start()
-        if not shares_start:
+        shares_start, shares_gradient = self._shares_start(), self._shares_gradient()
+        if not (shares_start or shares_gradient):
             batch.run_attack()
-        with tf.GradientTape(persistent=shares_start) as tape:
-            if shares_start:
-                batch.run_attack_on(tape)
-            natural = batch.natural_logits if self._needs_natural() else None
-            losses = self.objective(y, natural, batch.adversarial_logits)
-            for regularizer in self.regularizers:
-                losses += regularizer(batch)
-            loss = _mean_over_replicas(losses, sample_weight) + self._network_losses()
-            scaled = self.optimizer.scale_loss(loss)
         weights = self.trainable_variables
-        gradients = tape.gradient(scaled, weights)
+        with contextlib.ExitStack() as perturbed:
+            read: Sequence[Any] = weights
+            if self.awp_gamma:
+                read = self._worst_weights(batch, sample_weight)
+                perturbed.enter_context(weights_read_as(self.network, weights, read))
+            with tf.GradientTape(persistent=shares_start) as tape:
+                if self.awp_gamma:
+                    tape.watch(read)
+                if shares_gradient:
+                    batch.run_attack_along(tf.stop_gradient(batch.natural_gradient))
+                elif shares_start:
+                    batch.run_attack_on(tape)
+                natural = batch.natural_logits if self._needs_natural() else None
+                losses = self.objective(y, natural, batch.adversarial_logits)
+                for regularizer in self.regularizers:
+                    losses += regularizer(batch)
+                layer_losses = self.losses
+                loss = _mean_over_replicas(losses, sample_weight) + _share_of(layer_losses)
+                scaled = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, read)
         del tape
         self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
 
-        self._update_loss(losses, sample_weight)
+        self._update_loss(losses, sample_weight, layer_losses)
         self.robust_accuracy.update_state(_correct(y, batch.adversarial_logits))
         if batch.has("natural_logits"):
             self._update_natural_metrics(y, batch.natural_logits, batch.adversarial_logits)
@@ -147,7 +173,8 @@ class RobustClassifier(keras.Model):
         batch.run_attack()
         natural = self(x, training=False)
         adversarial = self(batch.adversarial, training=False)
-        self._update_loss(self.objective(y, natural, adversarial), sample_weight)
+        losses = self.objective(y, natural, adversarial)
+        self._update_loss(losses, sample_weight, self.losses)
         self.robust_accuracy.update_state(_correct(y, adversarial))
         self._update_natural_metrics(y, natural, adversarial)
         return self._results(x, y, natural, data)
@@ -159,6 +186,8 @@ class RobustClassifier(keras.Model):
             config[name] = keras.saving.serialize_keras_object(getattr(self, name))
         return {
             **config,
+            "awp_gamma": self.awp_gamma,
+            "awp_warmup_steps": self.awp_warmup_steps,
             "natural_metrics_every": self.natural_metrics_every,
             "seed": self.seed,
         }
@@ -218,7 +247,36 @@ class RobustClassifier(keras.Model):
             and self.attack.restarts == 1
             and self.attack.loss != "kl"
             and self.attack.training
+            # The loss is then taken at other weights than the attack's.
+            and not self.awp_gamma
         )
+
+    def _shares_gradient(self) -> bool:
+        """Whether the input gradient that a regularizer reads is the very one FGSM climbs."""
+        return (
+            any(regularizer.reads_natural_gradient for regularizer in self.regularizers)
+            and isinstance(self.attack, FGSM)
+            and self.attack.loss == "ce"
+            and not self.attack.targeted
+            and self.attack.training
+            and not self.awp_gamma
+        )
+
+    def _worst_weights(
+        self, batch: TrainingBatch, sample_weight: tf.Tensor | None
+    ) -> list[tf.Tensor]:
+        """w + v of every trainable variable, v climbing the objective on this batch."""
+        weights = self.trainable_variables
+        # Nothing but the gradient is left of this pass: no moving statistics, no random states.
+        network = logits_function(self.network, training=True)
+        with tf.GradientTape() as tape:
+            natural = network(batch.x) if self.objective.needs_natural else None
+            losses = self.objective(batch.y, natural, network(batch.adversarial))
+            # In float16, small gradients vanish without the scale; the direction is the same.
+            scaled = self.optimizer.scale_loss(_mean_over_replicas(losses, sample_weight))
+        gradients = tape.gradient(scaled, weights)
+        gamma = tf.where(self.optimizer.iterations >= self.awp_warmup_steps, self.awp_gamma, 0.0)
+        return worst_weights(weights, gradients, gamma)
 
     def _user_metrics(self) -> bool:
         return self._compile_metrics is not None
@@ -227,17 +285,13 @@ class RobustClassifier(keras.Model):
         # Without an attack the natural logits are those of x*: they cost nothing.
         return self.objective.needs_natural or self._user_metrics() or self.attack is None
 
-    def _network_losses(self) -> tf.Tensor | float:
-        """Losses of layers (kernel regularizers and such); each replica adds its share."""
-        if not self.losses:
-            return 0.0
-        return tf.add_n(self.losses) / tf.distribute.get_strategy().num_replicas_in_sync
-
-    def _update_loss(self, losses: tf.Tensor, sample_weight: tf.Tensor | None) -> None:
+    def _update_loss(
+        self, losses: tf.Tensor, sample_weight: tf.Tensor | None, layer_losses: list[tf.Tensor]
+    ) -> None:
         if sample_weight is not None:
             losses *= tf.cast(tf.reshape(sample_weight, [-1]), losses.dtype)
-        if self.losses:
-            losses += tf.add_n(self.losses)
+        if layer_losses:
+            losses += tf.add_n(layer_losses)
         self._loss_tracker.update_state(losses)
 
     def _update_natural_metrics(self, y: tf.Tensor, natural: tf.Tensor, adv: tf.Tensor) -> None:
@@ -257,8 +311,10 @@ class RobustClassifier(keras.Model):
         adversarial = tf.stop_gradient(batch.adversarial_logits)
 
         def measure() -> tf.Tensor:
-            natural = logits_function(self.network, training=True)(batch.x)
-            self._update_natural_metrics(batch.y, natural, adversarial)
+            network = logits_function(self.network, training=True)
+            # Under a weight perturbation the logits at hand are those of other weights.
+            moved = network(batch.adversarial) if self.awp_gamma else adversarial
+            self._update_natural_metrics(batch.y, network(batch.x), moved)
             return tf.constant(True)
 
         tf.cond(due | none_yet, measure, lambda: tf.constant(False))
@@ -280,6 +336,13 @@ def _is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
 
 def _correct(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), y), tf.float32)
+
+
+def _share_of(layer_losses: list[tf.Tensor]) -> tf.Tensor | float:
+    """Losses of layers (kernel regularizers and such); each replica adds its share."""
+    if not layer_losses:
+        return 0.0
+    return tf.add_n(layer_losses) / tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def _mean_over_replicas(losses: tf.Tensor, sample_weight: tf.Tensor | None) -> tf.Tensor:

@@ -47,6 +47,14 @@ class Configuration:
     der_penalty: str = "squared"
     der_reference: str = "natural"
     der_warmup_epochs: float = 0.0
+    grad_align_weight: float = 0.0
+    aaer_weight: float = 0.0
+    aaer_loss: float = 4.0
+    aaer_logits: float = 1.5
+    aaer_full_gradient: bool = False
+    aaer_warmup_epochs: float = 0.0
+    awp_gamma: float = 0.0
+    awp_warmup_epochs: float = 0.0
     # The network and its optimization.
     model: str = "preact_resnet18"
     width: int | None = None
@@ -58,6 +66,8 @@ class Configuration:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     ema: float = 0.0
+    swa_start: int = 0
+    early_stopping: int = 0
     mixed_precision: bool = False
     steps_per_execution: int = 1
     # PGD at the end of each epoch (validation) and of the run (test).
@@ -96,6 +106,16 @@ RECIPES = _table(
     fgsm={**_FAST, "attack": "fgsm"},
     # de Jorge et al., "Make some noise" (2022).
     n_fgsm={**_FAST, "attack": "n_fgsm"},
+    # Andriushchenko and Flammarion (2020): from x itself.
+    grad_align={**_FAST, "attack": "fgsm", "learning_rate": 0.3, "grad_align_weight": 0.2},
+    # Lin et al., AAER (2023), with the noise of N-FGSM.
+    aaer={
+        **_FAST,
+        "attack": "n_fgsm",
+        "learning_rate": 0.05,
+        "aaer_weight": 1.0,
+        "aaer_warmup_epochs": 5.0,
+    },
     # Madry et al. (2018) as Rice et al., "Overfitting in adversarially robust deep learning"
     # (2020), train it.
     pgd={
@@ -157,7 +177,7 @@ DATASETS = _table(
 # prevented the collapse, at weight 10 for RS-FGSM and 5 for N-FGSM. Its reference is the natural
 # image, as in the paper: the attack's start did as well at 16/255, but at 8/255, over five epochs
 # of all of CIFAR-10, it did not hold (docs/results.md). Multi-step training has no row: it does
-# not collapse.
+# not collapse. Nor has a run with another regularizer: it is there to be compared with.
 DER_DEFAULTS = _table(
     rs_fgsm={"der_weight": 10.0},
     n_fgsm={"der_weight": 5.0},
@@ -185,13 +205,19 @@ def resolve(given: Mapping[str, Any]) -> Configuration:
         raise ValueError(f"a recipe is one of {', '.join(RECIPES)}; received {recipe!r}")
     dataset = DATASETS.get(given.get("dataset", Configuration.dataset), DATASETS["other"])
     filled = {**RECIPES[recipe], **dataset, **given, "recipe": recipe}
-    filled = {**DER_DEFAULTS.get(filled["attack"], {}), **filled}
+    if not (filled.get("grad_align_weight") or filled.get("aaer_weight")):
+        filled = {**DER_DEFAULTS.get(filled["attack"], {}), **filled}
     if filled.get("norm") == "l2" and "epsilon" not in given:
         filled["epsilon"] = L2_EPSILON
     if filled.get("norm") != "l2" and filled["epsilon"] > 1:
         raise ValueError(
             f"epsilon is in pixels of [0, 1]; received {filled['epsilon']:g} "
             f"(did you mean {filled['epsilon']:g}/255?)"
+        )
+    if filled.get("swa_start", 0) > filled["epochs"]:
+        raise ValueError(
+            f"--swa-start is an epoch of the run, 1 to {filled['epochs']}; "
+            f"received {filled['swa_start']}"
         )
     for name, reason in _unread(filled).items():
         if name in given:
@@ -222,4 +248,11 @@ def _unread(filled: Mapping[str, Any]) -> dict[str, str]:
     if not filled.get("der_weight", Configuration.der_weight):
         for name in ("marginal", "joint", "penalty", "reference", "warmup_epochs"):
             unread[f"der_{name}"] = "belongs to DER, which is off in this run (--der-weight is 0)"
+    if not filled.get("aaer_weight"):
+        for name in ("loss", "logits", "full_gradient", "warmup_epochs"):
+            unread[f"aaer_{name}"] = (
+                "belongs to AAER, which is off in this run (--aaer-weight is 0)"
+            )
+    if not filled.get("awp_gamma"):
+        unread["awp_warmup_epochs"] = "belongs to AWP, which is off in this run (--awp-gamma is 0)"
     return unread

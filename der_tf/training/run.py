@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,16 @@ import numpy as np
 import tensorflow as tf
 
 from der_tf import attacks, data, models, objectives
-from der_tf.regularizers import DeltaEnergy
+from der_tf.regularizers import AbnormalExamples, DeltaEnergy, GradAlign, Regularizer
 from der_tf.training import schedules, workers
-from der_tf.training.averages import ValidateAverages
-from der_tf.training.callbacks import SaveBest, SaveState, StopOnNonFinite, save_network
+from der_tf.training.averages import EpochAverages, ValidateAverages
+from der_tf.training.callbacks import (
+    EarlyStopping,
+    SaveBest,
+    SaveState,
+    StopOnNonFinite,
+    save_network,
+)
 from der_tf.training.checkpoints import Checkpoints
 from der_tf.training.classifier import RobustClassifier
 from der_tf.training.faults import Interrupted, Signals
@@ -62,20 +69,33 @@ def outer_objective(config: Configuration) -> objectives.Objective:
     return objectives.get(config.objective, **given)
 
 
-def delta_energy(config: Configuration, steps_per_epoch: int) -> list[DeltaEnergy]:
-    """DER, unless its weight is 0."""
-    if not config.der_weight:
-        return []
-    return [
-        DeltaEnergy(
-            config.der_weight,
-            marginal=config.der_marginal,
-            joint=config.der_joint,
-            penalty=config.der_penalty,
-            reference=config.der_reference,
-            warmup_steps=round(config.der_warmup_epochs * steps_per_epoch),
+def regularizers(config: Configuration, steps_per_epoch: int) -> list[Regularizer]:
+    """Those whose weight is not 0."""
+    chosen: list[Regularizer] = []
+    if config.der_weight:
+        chosen.append(
+            DeltaEnergy(
+                config.der_weight,
+                marginal=config.der_marginal,
+                joint=config.der_joint,
+                penalty=config.der_penalty,
+                reference=config.der_reference,
+                warmup_steps=round(config.der_warmup_epochs * steps_per_epoch),
+            )
         )
-    ]
+    if config.grad_align_weight:
+        chosen.append(GradAlign(config.grad_align_weight))
+    if config.aaer_weight:
+        chosen.append(
+            AbnormalExamples(
+                config.aaer_weight,
+                loss=config.aaer_loss,
+                logits=config.aaer_logits,
+                full_gradient=config.aaer_full_gradient,
+                warmup_steps=round(config.aaer_warmup_epochs * steps_per_epoch),
+            )
+        )
+    return chosen
 
 
 def build(
@@ -110,10 +130,12 @@ def build(
             ),
             attack=training_attack(config),
             objective=outer_objective(config),
-            regularizers=delta_energy(config, dataset.steps_per_epoch),
+            regularizers=regularizers(config, dataset.steps_per_epoch),
             evaluation_attack=attacks.get(
                 "pgd", epsilon=config.epsilon, norm=config.norm, steps=config.validation_steps
             ),
+            awp_gamma=config.awp_gamma,
+            awp_warmup_steps=round(config.awp_warmup_epochs * dataset.steps_per_epoch),
             seed=config.seed,
         )
         model.compile(
@@ -176,24 +198,46 @@ class Training:
         self._signals = signals
         # Saving is work of all workers together, and neither clocks nor signals are common.
         self._minutes = 0.0 if workers.several() else checkpoint_minutes
-        self.checkpoints = Checkpoints(directory.checkpoints, self.model, restore_from)
+        # Epoch averages and early stopping, for the runs that ask for them.
+        self.swa = EpochAverages(self.model, config.swa_start) if config.swa_start else None
+        self.stopping = EarlyStopping(config.early_stopping) if config.early_stopping else None
+        others = [v for part in (self.swa, self.stopping) if part for v in part.variables]
+        self.checkpoints = Checkpoints(directory.checkpoints, self.model, restore_from, others)
         self.resumed = self.checkpoints.restore()
 
     def run(self) -> None:
-        """Train the epochs that are left, then leave last.keras and the figure of the training.
+        """Train the epochs that are left, then leave the last networks and the figure.
 
         Raises:
             Interrupted: after a signal, with the state saved.
             RunError: when the loss is not finite or a file cannot be written.
         """
-        while self.checkpoints.epoch < self.config.epochs:
+        while not self.finished:
             self._run_from(self.checkpoints.epoch, self.checkpoints.step)
-            if self.checkpoints.epoch < self.config.epochs:
+            if not self.finished:
                 # Keras ends a `fit` by overwriting the weights with their moving averages.
                 self.checkpoints.restore()
         rows = read_metrics(self.directory.metrics)
         training_curves(rows, self.directory.figures / "training.png")
+        if self.swa and self.swa.count:
+            with self.swa.applied(self.model, self._training_images()):
+                save_network(self.model, self.directory.swa, averaged=False)
         save_network(self.model, self.directory.last)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the validation robust accuracy ended the training."""
+        return self.stopping is not None and self.stopping.reached
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is no epoch left to train."""
+        return self.stopped_early or self.checkpoints.epoch >= self.config.epochs
+
+    def _training_images(self) -> Iterator[tf.Tensor]:
+        """The images of an epoch beyond the last: the same in a run that was resumed."""
+        stream = self.dataset.training_stream(self.config.epochs)
+        return (images for images, _ in stream.take(self.dataset.steps_per_epoch))
 
     def _run_from(self, epoch: int, step: int) -> None:
         """Train to the end of the epoch that a step was done of, else to the end of the run."""
@@ -205,6 +249,8 @@ class Training:
             StopOnNonFinite(self.checkpoints),
             averages,
             *self._records(epoch),
+            *([self.swa] if self.swa else []),
+            *([self.stopping] if self.stopping else []),
             SaveBest(self.directory.best, self.checkpoints),
             MetricsFile(self.directory.metrics, epoch),
             state,

@@ -59,8 +59,13 @@ class RunDirectory:
         return self.path / "last.keras"
 
     @property
+    def swa(self) -> Path:
+        """The network with the mean weights of epoch ends, for a run with ``--swa-start``."""
+        return self.path / "swa.keras"
+
+    @property
     def evaluation(self) -> Path:
-        """Test accuracies of the best network."""
+        """Test accuracies of the best network, and of that of SWA."""
         return self.path / "evaluation.json"
 
     @property

@@ -14,7 +14,7 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 from der_tf import RobustClassifier, attacks, energy, objectives
-from der_tf.regularizers import DeltaEnergy
+from der_tf.regularizers import AbnormalExamples, DeltaEnergy, GradAlign
 
 METRICS = {
     "loss",
@@ -137,6 +137,12 @@ class CountsCalls(keras.Model):
             (DeltaEnergy(1.0, reference="start"),),
             2,
         ),
+        (attacks.get("n_fgsm", training=True), "madry", (AbnormalExamples(),), 2),
+        ("n_fgsm", "madry", (AbnormalExamples(),), 3),
+        # The input gradient that FGSM climbs is the one that GradAlign aligns.
+        (attacks.get("fgsm", training=True), "madry", (GradAlign(),), 3),
+        (attacks.get("fgsm", training=True), "trades", (GradAlign(),), 3),
+        ("rs_fgsm", "madry", (GradAlign(),), 4),
     ],
 )
 def test_forward_passes_are_taken_only_when_read(attack, objective, regularizers, passes, digits):
@@ -147,6 +153,17 @@ def test_forward_passes_are_taken_only_when_read(attack, objective, regularizers
     model.train_on_batch(*data)
     network.calls.assign(0)
     model.train_on_batch(*data)
+    assert network.calls.numpy() == passes
+
+
+@pytest.mark.parametrize(("objective", "passes"), [("madry", 3), ("trades", 5)])
+def test_weight_perturbation_costs_one_more_evaluation_of_the_objective(objective, passes, digits):
+    network = CountsCalls()
+    model = RobustClassifier(network, "fgsm", objective, awp_gamma=0.01, natural_metrics_every=0)
+    model.compile("sgd")
+    model.train_on_batch(digits[0][:8], digits[1][:8])
+    network.calls.assign(0)
+    model.train_on_batch(digits[0][:8], digits[1][:8])
     assert network.calls.numpy() == passes
 
 

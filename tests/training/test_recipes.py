@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from der_tf.regularizers import AbnormalExamples, GradAlign
 from der_tf.training import run
 from der_tf.training.recipes import DER_DEFAULTS, RECIPES, SINGLE_STEP, Configuration, resolve
 
@@ -20,6 +21,8 @@ def cifar(**given):
         ("rs_fgsm", 30, "cyclic", 0.2, 5e-4, 10 / 255, 1, True),
         ("n_fgsm", 30, "cyclic", 0.2, 5e-4, 8 / 255, 1, True),
         ("fgsm", 30, "cyclic", 0.2, 5e-4, 8 / 255, 1, True),
+        ("grad_align", 30, "cyclic", 0.3, 5e-4, 8 / 255, 1, True),
+        ("aaer", 30, "cyclic", 0.05, 5e-4, 8 / 255, 1, True),
         ("pgd", 200, "piecewise", 0.1, 5e-4, 2 / 255, 10, True),
         ("trades", 100, "piecewise", 0.1, 2e-4, 0.007, 10, False),
         ("weat", 100, "one_cycle", 0.1, 5e-4, 0.007, 10, False),
@@ -56,13 +59,25 @@ def test_der_is_on_for_single_step_attacks_alone():
         assert cifar(attack=attack).der_weight > 0
     assert cifar(attack="pgd").der_weight == 0
     assert cifar(der_weight=0.0).der_weight == 0
-    assert run.delta_energy(cifar(der_weight=0.0), 10) == []
+    assert run.regularizers(cifar(der_weight=0.0), 10) == []
 
 
 def test_der_of_a_run_is_what_its_options_say():
     config = cifar(attack="pgd", der_weight=2.0, der_penalty="huber", der_warmup_epochs=1.5)
-    (regularizer,) = run.delta_energy(config, steps_per_epoch=10)
+    (regularizer,) = run.regularizers(config, steps_per_epoch=10)
     assert (regularizer.weight, regularizer.penalty, regularizer.warmup_steps) == (2, "huber", 15)
+
+
+def test_the_baselines_have_their_own_regularizer_and_no_der():
+    assert run.regularizers(cifar(recipe="grad_align"), 10) == [GradAlign(0.2)]
+    assert run.regularizers(cifar(recipe="aaer"), 10) == [AbnormalExamples(1.0, warmup_steps=50)]
+    assert cifar(recipe="grad_align").attack == "fgsm"
+    assert cifar(recipe="aaer").attack == "n_fgsm"
+    given = {"aaer_weight": 2.0, "aaer_loss": 3.0, "aaer_logits": 0.5, "aaer_full_gradient": True}
+    (aaer,) = run.regularizers(cifar(attack="rs_fgsm", **given), 10)
+    assert aaer == AbnormalExamples(2.0, loss=3.0, logits=0.5, full_gradient=True)
+    both = cifar(attack="pgd", der_weight=1.0, grad_align_weight=0.1)
+    assert len(run.regularizers(both, 10)) == 2
 
 
 def test_what_is_given_wins_over_data_set_over_recipe():
@@ -87,6 +102,9 @@ def test_the_l2_ball_has_its_own_default_radius():
         ({"beta": 6.0}, "--beta belongs to the objectives trades, mart and weat"),
         ({"milestones": (0.5,)}, "--milestones belongs to --schedule piecewise"),
         ({"attack": "pgd", "der_penalty": "huber"}, "--der-penalty belongs to DER, which is off"),
+        ({"aaer_loss": 1.0}, "--aaer-loss belongs to AAER, which is off"),
+        ({"awp_warmup_epochs": 1.0}, "--awp-warmup-epochs belongs to AWP, which is off"),
+        ({"epochs": 3, "swa_start": 4}, "--swa-start is an epoch of the run, 1 to 3; received 4"),
         ({"epsilon": 8.0}, r"received 8 \(did you mean 8/255"),
         ({"recipe": "fast"}, "a recipe is one of rs_fgsm, .*; received 'fast'"),
     ],
