@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import keras
@@ -30,6 +30,16 @@ class Configurable:
                 for name, value in config.items()
             }
         )
+
+    def _require(self, field: str, accepted: str, fits: Callable[[Any], bool]) -> None:
+        """ValueError for a field whose value does not fit, or cannot be compared."""
+        value = getattr(self, field)
+        try:
+            fine = bool(fits(value))
+        except (TypeError, ValueError, OverflowError):
+            fine = False
+        if not fine:
+            raise ValueError(f"{type(self).__name__}: {field} is {accepted}; received {value!r}")
 
 
 def create(kind: str, registry: Mapping[str, type], name: str, config: dict[str, Any]) -> Any:

@@ -67,15 +67,6 @@ class Attack(Configurable):
     def _check_epsilon(self) -> None:
         self._require("epsilon", "a finite number >= 0", lambda v: np.isfinite(v) and v >= 0)
 
-    def _require(self, field: str, accepted: str, fits: Callable[[Any], bool]) -> None:
-        value = getattr(self, field)
-        try:
-            fine = bool(fits(value))
-        except TypeError:
-            fine = False
-        if not fine:
-            raise ValueError(f"{type(self).__name__}: {field} is {accepted}; received {value!r}")
-
     @property
     def radius(self) -> float:
         """Radius of the ball that results lie in, in pixels of [0, 1]."""
@@ -137,12 +128,17 @@ def checked(x: Any, y: Any) -> tuple[tf.Tensor, tf.Tensor]:
             "an attack takes images [B, H, W, C] and integer labels [B]; received images of shape "
             f"{tuple(x.shape)} and {y.dtype.name} labels of shape {tuple(y.shape)}"
         )
-    if tf.size(x) > 0 and not tf.reduce_all((x >= 0) & (x <= 1)):
+    in_range(x)
+    return x, tf.cast(y, tf.int32)
+
+
+def in_range(images: tf.Tensor) -> None:
+    """ValueError for images that are not finite and in [0, 1]."""
+    if tf.size(images) > 0 and not tf.reduce_all((images >= 0) & (images <= 1)):
         raise ValueError(
             "images are in [0, 1] and finite; received values from "
-            f"{tf.reduce_min(x):g} to {tf.reduce_max(x):g}"
+            f"{tf.reduce_min(images):g} to {tf.reduce_max(images):g}"
         )
-    return x, tf.cast(y, tf.int32)
 
 
 def clean_logits(model: Model, x: Any, batch_size: int | None = None) -> np.ndarray:

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from der_tf.cli import next_steps
 from der_tf.cli.console import Count, Debug, Whole, load_tensorflow, preparing, say
+from der_tf.cli.defense_options import DefenseOptions
 from der_tf.training.faults import Signals, writing
 
 
@@ -58,6 +59,7 @@ def export(
             "signature `sample`. Default: none."
         ),
     ] = None,
+    defense: DefenseOptions = DefenseOptions(),  # noqa: B008 (it is immutable)
     debug: Debug = False,
 ) -> None:
     """Write a SavedModel version that TensorFlow Serving and `python -m serve` load."""
@@ -106,6 +108,7 @@ def export(
                 version=version,
                 class_names=names,
                 batching=not no_batching,
+                defense=defense.build(),
                 initializer=starts,
                 card=_card(classifier),
                 **batching,

@@ -27,6 +27,7 @@ def build(
     num_parameters: int,
     signatures: Mapping[str, Any],
     batching: Batching | None,
+    defense: Mapping[str, Any] | None = None,
     sampling: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def build(
 
     Args:
         signatures: name -> concrete function.
+        defense: settings of the signature ``defend``; None where there is none.
         sampling: how the signature ``sample`` draws; None where there is none.
         extra: keys to add, such as ``training`` and ``evaluation``.
 
@@ -70,6 +72,7 @@ def build(
             for key, function in signatures.items()
         },
         "batching": dataclasses.asdict(batching) if batching else None,
+        "defense": defense,
         "sampling": sampling,
     }
     taken = sorted(card.keys() & extra.keys())

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from der_tf.defenses import EnergyDescent
 from der_tf.export import model_card, versions, warmup
 from der_tf.export.signatures import Batching, Signatures
 from der_tf.generation.initialization import BANK_MEGABYTES, LocalClasswisePCA
@@ -30,6 +31,7 @@ def export(
     allowed_batch_sizes: Sequence[int] | None = None,
     num_batch_threads: int = 1,
     max_enqueued_batches: int = 256,
+    defense: EnergyDescent | None = EnergyDescent(),  # noqa: B008 (it is immutable)
     initializer: LocalClasswisePCA | None = None,
     sampling: Mapping[str, Any] | None = None,
     max_num_steps: int = 200,
@@ -37,8 +39,8 @@ def export(
 ) -> Path:
     """Writes one SavedModel version, atomically: a server sees it whole or not at all.
 
-    The signatures are ``predict`` (also as ``serving_default``), ``energy``, for models of 1 or 3
-    channels ``predict_bytes``, and with an initializer ``sample``. Beside the graph lie
+    The signatures are ``predict`` (also as ``serving_default``), ``energy``, ``defend``, for models
+    of 1 or 3 channels ``predict_bytes``, and with an initializer ``sample``. Beside the graph lie
     ``assets/labels.txt`` (a class name a line), ``assets.extra/model_card.json`` and
     ``assets.extra/tf_serving_warmup_requests``. The version needs neither der_tf nor Keras to run.
 
@@ -62,6 +64,8 @@ def export(
             cores than a batch can keep busy.
         max_enqueued_batches: full batches that may wait; requests beyond that are refused as
             UNAVAILABLE. One request may hold max_batch_size * max_enqueued_batches rows.
+        defense: what ``defend`` does to images before it classifies them. Default: the settings
+            of :class:`der_tf.defenses.EnergyDescent`. None leaves that signature out.
         initializer: fitted starts of Langevin chains, which add the signature ``sample``; its
             ``bank()`` of at most 40 MB goes into the version, unless it already is one.
         sampling: keyword arguments of :class:`der_tf.generation.LangevinSampler`.
@@ -93,10 +97,14 @@ def export(
     network = model.network if isinstance(model, RobustClassifier) else model
     image_shape, num_classes = _check_network(network)
     names = _check_class_names(class_names, num_classes)
+    if defense:
+        _check_gradient(network, image_shape)
 
     sampler = _sampler(network, initializer, dict(sampling or {}), max_num_steps)
 
-    module = Signatures(network, image_shape, num_classes, settings, sampler, max_num_steps)
+    module = Signatures(
+        network, image_shape, num_classes, settings, defense, sampler, max_num_steps
+    )
     signatures = module.by_name()
     contents = model_card.build(
         name=base.resolve().name,
@@ -105,6 +113,7 @@ def export(
         num_parameters=network.count_params(),
         signatures=signatures,
         batching=settings,
+        defense=defense.get_config() if defense else None,
         sampling=_describe(sampler, dict(sampling or {}), max_num_steps) if sampler else None,
         extra=card or {},
     )
@@ -210,6 +219,20 @@ def _check_network(network: Any) -> tuple[tuple[int, int, int], int]:
             "energies need the values before the softmax"
         )
     return image_shape, output[1]
+
+
+def _check_gradient(network: Any, image_shape: tuple[int, int, int]) -> None:
+    grey = tf.fill([1, *image_shape], 0.5)
+    try:
+        with tf.GradientTape() as tape:
+            tape.watch(grey)
+            logits = network(grey, training=False)
+        tape.gradient(logits, grey)
+    except LookupError as error:  # an operation without a gradient
+        raise ValueError(
+            "model must have a gradient for the signature defend, which defense=None leaves out; "
+            f"received one that has none: {error}"
+        ) from error
 
 
 def _is_size(value: Any) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from der_tf import energy
+from der_tf.defenses import EnergyDescent
 from der_tf.export import checks
 from der_tf.generation.langevin import LangevinSampler
 
@@ -116,6 +117,7 @@ class Signatures(tf.Module):
         image_shape: (H, W, C).
         num_classes: K.
         batching: None leaves the batching op out.
+        defense: what ``defend`` does to images; None leaves that signature out.
         sampler: gives ``sample``; None leaves that signature out.
         max_num_steps: most Langevin steps that a request to ``sample`` may ask for.
     """
@@ -126,6 +128,7 @@ class Signatures(tf.Module):
         image_shape: tuple[int, int, int],
         num_classes: int,
         batching: Batching | None,
+        defense: EnergyDescent | None = None,
         sampler: LangevinSampler | None = None,
         max_num_steps: int = 200,
     ):
@@ -163,9 +166,34 @@ class Signatures(tf.Module):
         self.predict = tf.function(self._predict, input_signature=[images])
         self.energy = tf.function(self._energy, input_signature=[images])
         self.predict_bytes = tf.function(self._predict_bytes, input_signature=[image_bytes])
+        self.defend = None
+        if defense:
+            self._prepare_defending(defense, batching)
         self.sample = None
         if sampler:
             self._prepare_sampling(sampler, batching, max_num_steps)
+
+    def _prepare_defending(self, defense, batching) -> None:
+        def moved_and_logits(images):
+            moved = defense.transform(self.logits, images)
+            return moved, self.logits(moved)
+
+        # A queue of its own: slower images do not hold up predictions' batches.
+        run = batching.wrap(moved_and_logits, "defend") if batching else moved_and_logits
+
+        def defend(images):
+            images = checks.check_images(images, self._image_shape, self._max_rows)
+            moved, logits = tf.cond(
+                tf.shape(images)[0] > 0,
+                lambda: tuple(run(images)),
+                lambda: (images, tf.zeros([0, self._num_classes])),
+            )
+            moved = tf.ensure_shape(moved, [None, *self._image_shape])
+            logits = tf.ensure_shape(logits, [None, self._num_classes])
+            return {**_prediction(logits), "images": moved}
+
+        spec = tf.TensorSpec([None, *self._image_shape], tf.float32, name="images")
+        self.defend = tf.function(defend, input_signature=[spec])
 
     def _prepare_sampling(self, sampler, batching, max_num_steps) -> None:
         self.sampler_variables = list(sampler.initializer.variables.values())
@@ -204,13 +232,15 @@ class Signatures(tf.Module):
     def by_name(self) -> dict[str, Any]:
         """Signature name -> traced function.
 
-        ``predict_bytes`` needs 1 or 3 channels, ``sample`` a sampler.
+        ``predict_bytes`` needs 1 or 3 channels, ``defend`` a defence, ``sample`` a sampler.
         """
         predict = self.predict.get_concrete_function()
         signatures = {"serving_default": predict, "predict": predict}
         if self._image_shape[2] in (1, 3):
             signatures["predict_bytes"] = self.predict_bytes.get_concrete_function()
         signatures["energy"] = self.energy.get_concrete_function()
+        if self.defend is not None:
+            signatures["defend"] = self.defend.get_concrete_function()
         if self.sample is not None:
             signatures["sample"] = self.sample.get_concrete_function()
         return signatures

@@ -15,7 +15,7 @@ def requests(
     signatures: Iterable[str],
     batch_sizes: Sequence[int],
 ) -> Iterator[predict_pb2.PredictRequest]:
-    """One request a signature, and one a batch size for each network: predictions and samples.
+    """One request a signature, and one a batch size for each queue: predictions, moves, samples.
 
     Each new batch size costs its first batch time and memory (on GPUs the choice of kernels).
     """
@@ -40,7 +40,7 @@ def requests(
             request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto(tf.stack(files)))
             yield request
             continue
-        for rows in batch_sizes if signature == "serving_default" else [1]:
+        for rows in batch_sizes if signature in ("serving_default", "defend") else [1]:
             request = _request(model_name, signature)
             # A single value stands for all of them: the file stays small at any image size.
             request.inputs["images"].CopyFrom(

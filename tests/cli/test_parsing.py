@@ -11,7 +11,9 @@ import pytest
 
 from der_tf import attacks, objectives
 from der_tf.cli import app, console, main, next_steps
+from der_tf.cli.defense_options import DefenseOptions
 from der_tf.cli.train_options import TrainOptions
+from der_tf.defenses import EnergyDescent
 from der_tf.training.recipes import RECIPES, Configuration
 
 COMMANDS = ("train", "evaluate", "generate", "export")
@@ -50,6 +52,17 @@ def test_every_option_says_its_default(command):
 def test_every_field_of_a_configuration_is_an_option():
     options = {field.name for field in dataclasses.fields(TrainOptions)}
     assert {field.name for field in dataclasses.fields(Configuration)} <= options
+
+
+def test_options_of_the_defence_say_its_defaults():
+    shown = {a.name: a.parameter.help for a in app["export"].assemble_argument_collection()}
+    for field in dataclasses.fields(EnergyDescent):
+        assert shown[f"--defense-{field.name.replace('_', '-')}"].endswith(
+            f"Default: {field.default}."
+        )
+    assert DefenseOptions(defense_steps=3, defense_radius=0.2).build() == EnergyDescent(
+        steps=3, radius=0.2
+    )
 
 
 def test_help_names_the_recipes_and_what_the_library_knows():

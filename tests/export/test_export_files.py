@@ -107,7 +107,8 @@ def test_warmup_requests_replay(exported, served):
         name for name in served.signatures if not name.startswith("__")
     }
     # Every batch size that the network will meet has been run once.
-    assert {("serving_default", size) for size in (1, 2, 3, 4)} <= rows
+    for signature in ("serving_default", "defend"):
+        assert {(signature, size) for size in (1, 2, 3, 4)} <= rows
 
 
 def test_warmup_of_a_large_model_is_a_small_file(tmp_path):

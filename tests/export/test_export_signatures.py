@@ -76,6 +76,7 @@ def test_every_tensor_has_its_name_shape_and_type(served):
         "predict": (pixels, prediction),
         "predict_bytes": ({"image_bytes": ([-1], "string")}, prediction),
         "energy": (pixels, energies),
+        "defend": (pixels, prediction | pixels),
     }
     for name, (inputs, outputs) in contract.items():
         assert described(served.signatures[name].inputs) == inputs, name
