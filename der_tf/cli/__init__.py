@@ -1,4 +1,4 @@
-"""The commands ``der-tf train | evaluate | generate | export``, one file each.
+"""The commands ``der-tf train | train-denoiser | evaluate | generate | export``, one file each.
 
 Nothing here imports TensorFlow before a command has its arguments: ``--help`` answers at once.
 """
@@ -21,6 +21,11 @@ app = cyclopts.App(
     result_action="return_value",
 )
 app.command("der_tf.cli.train:train", name="train", help="Train a robust classifier.")
+app.command(
+    "der_tf.cli.train_denoiser:train_denoiser",
+    name="train-denoiser",
+    help="Train the diffusion prior of the attack diff_pgd.",
+)
 app.command("der_tf.cli.evaluate:evaluate", name="evaluate", help="Attack a trained classifier.")
 app.command("der_tf.cli.generate:generate", name="generate", help="Draw images of classes.")
 app.command("der_tf.cli.export:export", name="export", help="Write a SavedModel to serve.")

@@ -113,6 +113,17 @@ def without_startup_messages(debug: bool = False) -> Iterator[None]:
             os.close(stderr)
 
 
+def find_dataset(name: str, data_dir: str | None, debug: bool = False) -> None:
+    """Tell of a data set that is not there, or fetch it, before seconds go into TensorFlow."""
+    if name in ("digits", "folder"):
+        return
+    from der_tf.data import tfds_source  # half a second that other data need not pay
+
+    with without_startup_messages(debug):
+        found = tfds_source.find(name, data_dir)
+    tfds_source.ensure_prepared(found)
+
+
 def say(text: str) -> None:
     """A line of progress, at once."""
     print(text, flush=True)

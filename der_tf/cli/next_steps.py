@@ -28,9 +28,9 @@ def serve(version: Path) -> str:
     )
 
 
-def go_on(run: Path) -> str:
+def go_on(run: Path, command: str = "train") -> str:
     """The command that goes on with a run."""
-    return f"{_here('der-tf')} train --run-dir {shlex.quote(str(run))}"
+    return f"{_here('der-tf')} {command} --run-dir {shlex.quote(str(run))}"
 
 
 def _here(command: str) -> str:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from der_tf.cli import next_steps
 from der_tf.cli.console import (
     attack_progress,
+    find_dataset,
     load_tensorflow,
     preparing,
     say,
     show_table,
-    without_startup_messages,
 )
 from der_tf.cli.train_options import TrainOptions
 from der_tf.files import write_text
@@ -47,8 +47,7 @@ def train(*, options: TrainOptions = TrainOptions()) -> None:  # noqa: B008 (it 
         with preparing():
             directory = RunDirectory(options.run_dir) if options.run_dir else None
             config = configure(given, None if options.no_resume else directory)
-            if config.dataset not in ("digits", "folder"):
-                _find_dataset(config, options.debug)
+            find_dataset(config.dataset, config.data_dir, options.debug)
             directory = directory or RunDirectory(default_path(config))
             if options.no_resume and (old := directory.set_aside()):
                 say(f"The run in {directory.path} is now {old}")
@@ -73,15 +72,6 @@ def train(*, options: TrainOptions = TrainOptions()) -> None:  # noqa: B008 (it 
                 show_table(report["swa"], f"{title}, swa.keras")
             for line in next_steps.after_training(directory.path, report.get("export")):
                 say(line)
-
-
-def _find_dataset(config: Configuration, debug: bool) -> None:
-    """Tell of a data set that is not there, or fetch it, before seconds go into TensorFlow."""
-    from der_tf.data import tfds_source  # half a second that other data need not pay
-
-    with without_startup_messages(debug):
-        found = tfds_source.find(config.dataset, config.data_dir)
-    tfds_source.ensure_prepared(found)
 
 
 def _train(

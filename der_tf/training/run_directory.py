@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from der_tf.files import partial, write_text
+from der_tf.training.denoiser_configuration import DenoiserConfiguration
 from der_tf.training.recipes import Configuration, option, resolve
 
 _PACKAGES = ("der-tf", "tensorflow", "keras", "numpy", "tensorflow-datasets", "cleverhans")
@@ -64,6 +65,11 @@ class RunDirectory:
         return self.path / "swa.keras"
 
     @property
+    def denoiser(self) -> Path:
+        """The network of ``der-tf train-denoiser``, with averaged weights, of the last epoch."""
+        return self.path / "denoiser.keras"
+
+    @property
     def evaluation(self) -> Path:
         """Test accuracies of the best network, and of that of SWA."""
         return self.path / "evaluation.json"
@@ -99,7 +105,10 @@ class RunDirectory:
             raise ValueError(f"{self.config} cannot be read: {error}") from None
 
     def write_record(
-        self, configuration: Configuration, arguments: list[str], class_names: Sequence[str]
+        self,
+        configuration: Configuration | DenoiserConfiguration,
+        arguments: list[str],
+        class_names: Sequence[str],
     ) -> None:
         """Write config.json."""
         record = {
@@ -158,8 +167,8 @@ class RunDirectory:
         return old
 
 
-def default_path(configuration: Configuration) -> Path:
-    """``runs/DATASET-ATTACK-TIME``."""
+def default_path(configuration: Configuration | DenoiserConfiguration) -> Path:
+    """``runs/DATASET-ATTACK-TIME``, of a denoiser ``runs/DATASET-denoiser-TIME``."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{configuration.name}-{stamp}"
 
@@ -178,15 +187,19 @@ def configure(given: Mapping[str, Any], directory: RunDirectory | None) -> Confi
     stored = directory.configuration() if directory else None
     if stored is None:
         return resolve(given)
+    check_agreement(given, dataclasses.asdict(stored), directory.path)  # type: ignore[union-attr]
+    return stored
+
+
+def check_agreement(given: Mapping[str, Any], stored: Mapping[str, Any], path: Path) -> None:
+    """ValueError when an option set by hand disagrees with those of the run in a folder."""
     for name, value in given.items():
-        there = getattr(stored, name)
-        if value is not None and value != there:
+        if value is not None and value != stored[name]:
             raise ValueError(
-                f"{directory.path} holds a run with {option(name)} {there}, received "  # type: ignore[union-attr]
+                f"{path} holds a run with {option(name)} {stored[name]}, received "
                 f"{option(name)} {value}; name another --run-dir, or --no-resume to set that run "
                 "aside"
             )
-    return stored
 
 
 def versions() -> dict[str, str]:
