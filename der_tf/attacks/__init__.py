@@ -9,6 +9,7 @@ from der_tf.attacks.auto_attack import AutoAttack, AutoAttackResult
 from der_tf.attacks.base import Attack
 from der_tf.attacks.carlini_wagner import CW, CWLinf
 from der_tf.attacks.checks import UnreliableAttackWarning
+from der_tf.attacks.diff_pgd import DiffPGD
 from der_tf.attacks.fab import FABT
 from der_tf.attacks.gradient import FGSM, MIM, NFGSM, PGD, RSFGSM, TRADES
 from der_tf.attacks.square import Square
@@ -30,6 +31,7 @@ __all__ = [
     "AutoAttack",
     "AutoAttackResult",
     "CWLinf",
+    "DiffPGD",
     "Square",
     "UnreliableAttackWarning",
     "get",
@@ -51,6 +53,7 @@ _ATTACKS: dict[str, type[Attack]] = {
     "fab_t": FABT,
     "square": Square,
     "auto_attack": AutoAttack,
+    "diff_pgd": DiffPGD,
 }
 
 

@@ -87,7 +87,11 @@ def _accuracy(result: dict[str, Any]) -> tuple[str, str]:
 
 
 def _config(attack: Any) -> dict[str, Any]:
-    return dataclasses.asdict(attack) if isinstance(attack, Attack) else {"attack": repr(attack)}
+    if not isinstance(attack, Attack):
+        return {"attack": repr(attack)}
+    values = {field.name: getattr(attack, field.name) for field in dataclasses.fields(attack)}
+    # A denoiser may be a model in memory, which JSON has no form for.
+    return {name: repr(value) if callable(value) else value for name, value in values.items()}
 
 
 def _describe(name: str, config: dict[str, Any]) -> str:
