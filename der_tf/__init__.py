@@ -22,6 +22,7 @@ _SUBMODULES = {
     "export": "der_tf.export",
     "generation": "der_tf.generation",
     "models": "der_tf.models",
+    "monitors": "der_tf.monitors",
     "objectives": "der_tf.objectives",
     "regularizers": "der_tf.regularizers",
     "training": "der_tf.training",

@@ -305,6 +305,23 @@ class TrainOptions:
         Count | None, _option(_MEASURE, "PGD restarts on the test set. Default: 1, digits 10.")
     ] = None
 
+    energy_images: Annotated[
+        Whole | None,
+        _option(
+            _MEASURE,
+            "Training and as many validation images whose energies are recorded after each epoch "
+            "in energies.csv and energies/; 0: none. Default: what takes 3 % of the network "
+            "passes of training, 16 to 512.",
+        ),
+    ] = None
+    energy_every: Annotated[
+        Whole | None,
+        _option(
+            _MEASURE,
+            "Record energies after so many steps, too. Default: 0: only after epochs.",
+        ),
+    ] = None
+
     run_dir: Annotated[
         Path | None,
         _option(

@@ -82,6 +82,23 @@ class ImageData:
         batches = self._source.epochs(plan, self.batch_size, self.seed, self._augmentation)
         return finish(batches, tf.data.INFINITE_CARDINALITY)
 
+    def training_sample(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels of (at most) ``count`` training examples, drawn by the seed.
+
+        Unaugmented, the same at every call.
+        """
+        first = tf.data.Dataset.from_tensors((tf.constant(0, tf.int64), tf.constant(0, tf.int64)))
+        return _first(self._source.epochs(first, count, self.seed, NO_AUGMENTATION))
+
+    def validation_sample(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same of validation examples, spread evenly: they may be stored class by class."""
+        apart = max(1, self.validation_size // count)
+        return _first(self.validation.unbatch().shard(apart, 0).batch(count))
+
+
+def _first(batches: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    return next(batches.take(1).as_numpy_iterator())
+
 
 def names() -> tuple[str, ...]:
     """The built-in names of :func:`load`; any TFDS image-classification name is taken too."""

@@ -74,6 +74,9 @@ class Configuration:
     validation_steps: int = 10
     evaluation_steps: int = 20
     evaluation_restarts: int = 1
+    # Energies of fixed samples: images a split (None: as many as are cheap), steps between records.
+    energy_images: int | None = None
+    energy_every: int = 0
 
     @property
     def name(self) -> str:
@@ -85,9 +88,11 @@ class Configuration:
         """From what JSON keeps of ``dataclasses.asdict``.
 
         Raises:
-            KeyError, TypeError: when a field is missing or unknown.
+            KeyError, TypeError: when a field without a default is missing, or one is unknown.
         """
-        return cls(**{**stored, "milestones": tuple(stored["milestones"])})
+        # What runs did before there were such options.
+        before = {"energy_images": 0}
+        return cls(**{**before, **stored, "milestones": tuple(stored["milestones"])})
 
 
 def _table(**rows: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
@@ -255,4 +260,6 @@ def _unread(filled: Mapping[str, Any]) -> dict[str, str]:
             )
     if not filled.get("awp_gamma"):
         unread["awp_warmup_epochs"] = "belongs to AWP, which is off in this run (--awp-gamma is 0)"
+    if filled.get("energy_images") == 0:
+        unread["energy_every"] = "belongs to the energies, which are off (--energy-images is 0)"
     return unread

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
-import io
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from der_tf import energy
-from der_tf.files import write_text
-from der_tf.training.averages import averaged_weights
+from der_tf.files import write_table
 from der_tf.training.faults import writing
+
+if TYPE_CHECKING:
+    from der_tf.training.monitors import EnergyMonitor
 
 
 class Pace(keras.callbacks.Callback):
@@ -66,12 +65,8 @@ class MetricsFile(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         self.rows.append({"epoch": epoch + 1, **{k: float(v) for k, v in (logs or {}).items()}})
-        text = io.StringIO()
-        table = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(self.rows)
         with writing(self._path):
-            write_text(self._path, text.getvalue())
+            write_table(self._path, self.rows)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -93,16 +88,13 @@ class TensorBoard(keras.callbacks.Callback):
 
     Args:
         directory: gets the folders ``train`` and ``validation``, so that curves overlay.
-        images: ``[N, H, W, C]`` validation images.
-        labels: ``[N]``.
-        seed: of the evaluation attack, the same at every epoch.
+        monitor: gives the delta energies of its validation images under the evaluation attack;
+            put it before this in the list. Default None: no histograms.
     """
 
-    def __init__(self, directory: Path, images: np.ndarray, labels: np.ndarray, seed: int) -> None:
+    def __init__(self, directory: Path, monitor: EnergyMonitor | None = None) -> None:
         super().__init__()
-        self._images = images
-        self._labels = labels
-        self._seed = seed
+        self._monitor = monitor
         with writing(directory):
             self._train = tf.summary.create_file_writer(str(directory / "train"))
             self._validation = tf.summary.create_file_writer(str(directory / "validation"))
@@ -112,21 +104,13 @@ class TensorBoard(keras.callbacks.Callback):
             validated = name.startswith("val_")
             with (self._validation if validated else self._train).as_default(step=epoch + 1):
                 tf.summary.scalar(name.removeprefix("val_"), value)
-        with self._validation.as_default(step=epoch + 1), averaged_weights(self.model):
-            for name, values in self._delta_energies().items():
-                tf.summary.histogram(name, values)
+        if self._monitor:
+            with self._validation.as_default(step=epoch + 1):
+                for name in ("marginal", "joint"):
+                    values = self._monitor.latest[f"validation_pgd_delta_{name}_energy"]
+                    tf.summary.histogram(f"delta_{name}_energies", values)
         self._train.flush()
         self._validation.flush()
-
-    def _delta_energies(self) -> dict[str, tf.Tensor]:
-        network = self.model.network
-        attack = dataclasses.replace(self.model.evaluation_attack, seed=self._seed)
-        natural = network(self._images, training=False)
-        adversarial = network(attack(network, self._images, self._labels), training=False)
-        return {
-            "delta_marginal_energies": energy.delta_energy(natural, adversarial),
-            "delta_joint_energies": energy.delta_energy(natural, adversarial, self._labels),
-        }
 
 
 class ProgressLines(keras.callbacks.Callback):

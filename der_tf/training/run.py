@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from der_tf import attacks, data, models, objectives
@@ -26,13 +25,11 @@ from der_tf.training.checkpoints import Checkpoints
 from der_tf.training.classifier import RobustClassifier
 from der_tf.training.faults import Interrupted, Signals
 from der_tf.training.figures import training_curves
+from der_tf.training.monitors import EnergyMonitor, affordable_images
 from der_tf.training.optimizers import CoupledSGD
 from der_tf.training.recipes import Configuration
 from der_tf.training.records import MetricsFile, Pace, ProgressLines, TensorBoard, read_metrics
 from der_tf.training.run_directory import RunDirectory
-
-# dE(x) of so many validation images goes into the histograms of an epoch.
-HISTOGRAM_IMAGES = 256
 
 
 def choose_strategy() -> tf.distribute.Strategy:
@@ -201,6 +198,7 @@ class Training:
         # Epoch averages and early stopping, for the runs that ask for them.
         self.swa = EpochAverages(self.model, config.swa_start) if config.swa_start else None
         self.stopping = EarlyStopping(config.early_stopping) if config.early_stopping else None
+        self.monitor = self._energy_monitor()
         others = [v for part in (self.swa, self.stopping) if part for v in part.variables]
         self.checkpoints = Checkpoints(directory.checkpoints, self.model, restore_from, others)
         self.resumed = self.checkpoints.restore()
@@ -248,7 +246,8 @@ class Training:
             Pace(self.config.batch_size, self.dataset.train_size),
             StopOnNonFinite(self.checkpoints),
             averages,
-            *self._records(epoch),
+            *([self.monitor] if self.monitor else []),
+            TensorBoard(self.directory.tensorboard, self.monitor),
             *([self.swa] if self.swa else []),
             *([self.stopping] if self.stopping else []),
             SaveBest(self.directory.best, self.checkpoints),
@@ -291,11 +290,20 @@ class Training:
         logs |= {f"val_{name}": value for name, value in validated.items()}
         every.on_epoch_end(epoch, logs)
 
-    def _records(self, epoch: int) -> list[keras.callbacks.Callback]:
-        sample = self.dataset.validation.unbatch().take(HISTOGRAM_IMAGES).batch(HISTOGRAM_IMAGES)
-        images, labels = next(iter(sample))
-        return [
-            TensorBoard(
-                self.directory.tensorboard, np.asarray(images), np.asarray(labels), self.config.seed
-            )
-        ]
+    def _energy_monitor(self) -> EnergyMonitor | None:
+        config, dataset = self.config, self.dataset
+        images = config.energy_images
+        if images is None:
+            records = 1
+            if config.energy_every:
+                records += dataset.steps_per_epoch // config.energy_every
+            images = affordable_images(self.model, dataset.train_size, records)
+        if not images:
+            return None
+        return EnergyMonitor(
+            self.directory.path,
+            dataset.training_sample(images),
+            dataset.validation_sample(images),
+            every_steps=config.energy_every,
+            seed=config.seed,
+        )

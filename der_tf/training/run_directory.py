@@ -40,6 +40,16 @@ class RunDirectory:
         return self.path / "metrics.csv"
 
     @property
+    def energies_table(self) -> Path:
+        """Energies of fixed samples over the training: means, deviations, quantiles."""
+        return self.path / "energies.csv"
+
+    @property
+    def energies(self) -> Path:
+        """The same of every sample, a file an epoch."""
+        return self.path / "energies"
+
+    @property
     def tensorboard(self) -> Path:
         """Event files."""
         return self.path / "tensorboard"

@@ -34,6 +34,8 @@ def assert_same_end(run, reference):
     # All columns but the times, which are the last two.
     first, second = ([line.rsplit(",", 2)[0] for line in lines] for lines in accuracies)
     assert first == second
+    for name in ("energies.csv", "energies/epoch-0003.npz"):
+        assert (run / name).read_bytes() == (reference / name).read_bytes()
 
 
 def finish(run, *options):

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from der_tf import data
 from der_tf.cli import main
+from der_tf.monitors import read_energies
 from tests.cli.small_runs import ENVIRONMENT, TINY, command
 
 METRICS = [
@@ -32,6 +33,8 @@ def test_a_run_leaves_what_the_contract_names(finished):
         "best.keras",
         "checkpoints",
         "config.json",
+        "energies",
+        "energies.csv",
         "evaluation.json",
         "figures",
         "last.keras",
@@ -44,6 +47,8 @@ def test_a_run_leaves_what_the_contract_names(finished):
     for name in METRICS:
         for row in rows:
             assert np.isfinite([float(row[name]), float(row[f"val_{name}"])]).all()
+    assert [row["epoch"] for row in read_energies(run / "energies.csv")] == [1] * 4 + [2] * 4
+    assert len(list((run / "energies").iterdir())) == 2
     record = json.loads((run / "config.json").read_text())
     assert record["configuration"]["epochs"] == 2
     assert record["configuration"]["ema"] == 0.9

@@ -281,3 +281,19 @@ def test_fit_takes_an_epoch_and_a_stream(steps_per_execution):
     assert model.optimizer.iterations == 20
     model.fit(loaded.training_stream(), steps_per_epoch=loaded.steps_per_epoch, **common)
     assert model.optimizer.iterations == 40
+
+
+@pytest.mark.parametrize("kind", ["in_memory", "in_files"])
+def test_samples_are_unaugmented_of_all_classes_and_the_same_again(kind, request):
+    load = request.getfixturevalue(kind)
+    loaded, plain = load(validation_size=8), load(validation_size=8, augment=False)
+    for name, dataset in (("training", plain.train), ("validation", plain.validation)):
+        images, labels = getattr(loaded, f"{name}_sample")(4)
+        again, _ = getattr(loaded, f"{name}_sample")(4)
+        np.testing.assert_array_equal(images, again)
+        assert images.shape == (4, *loaded.input_shape)
+        assert len(set(labels)) > 1
+        pairs = {
+            (x.tobytes(), int(y)) for batch in batches(dataset) for x, y in zip(*batch, strict=True)
+        }
+        assert {(x.tobytes(), int(y)) for x, y in zip(images, labels, strict=True)} <= pairs

@@ -124,3 +124,12 @@ def test_needs_no_tensorflow():
     code = "import der_tf.training.recipes, der_tf.training.run_directory, sys; "
     code += "sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_run_from_before_there_were_monitors_goes_on_without():
+    config = resolve({"epochs": 3})
+    stored = dataclasses.asdict(config)
+    del stored["energy_images"], stored["energy_every"]
+    assert Configuration.from_dict(stored) == dataclasses.replace(config, energy_images=0)
+    with pytest.raises(ValueError, match=r"--energy-every belongs to the energies.*received 5"):
+        resolve({"energy_images": 0, "energy_every": 5})

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from der_tf import RobustClassifier, attacks, energy
 from der_tf.training.figures import training_curves
+from der_tf.training.monitors import EnergyMonitor
 from der_tf.training.recipes import resolve
 from der_tf.training.records import MetricsFile, ProgressLines, TensorBoard, read_metrics
 from der_tf.training.run_directory import RunDirectory, configure
@@ -38,9 +39,11 @@ def test_tensorboard_gets_scalars_and_the_delta_energies_of_the_sample(tmp_path)
     model.compile(keras.optimizers.SGD())
     rng = np.random.default_rng(0)
     images, labels = rng.uniform(size=(6, 4, 4, 1)).astype(np.float32), rng.integers(0, 3, 6)
-    board = TensorBoard(tmp_path, images, labels, seed=0)
-    board.set_model(model)
-    board.on_epoch_end(4, {"loss": 1.5, "val_loss": 2.5, "learning_rate": 0.1})
+    monitor = EnergyMonitor(tmp_path / "run", (images[:2], labels[:2]), (images, labels))
+    board = TensorBoard(tmp_path, monitor)
+    callbacks = keras.callbacks.CallbackList([monitor, board], model=model)
+    callbacks.on_train_begin()
+    callbacks.on_epoch_end(4, {"loss": 1.5, "val_loss": 2.5, "learning_rate": 0.1})
 
     found = {}
     for path in tmp_path.glob("*/events*"):

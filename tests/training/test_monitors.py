@@ -1,0 +1,241 @@
+"""EnergyMonitor: what it measures, that training does not notice it, and that it can be resumed."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.datasets import load_digits
+
+from der_tf import RobustClassifier, attacks, energy, monitors
+from der_tf.monitors import EnergyMonitor, read_energies
+
+EPSILON = 0.1
+SPLITS = {"train": 20, "validation": 12}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = load_digits()
+    return (data.images[..., None] / 16).astype(np.float32), data.target.astype(np.int32)
+
+
+def classifier(attack="rs_fgsm", dropout=0.0, rate=0.1, eagerly=True, **optimizer):
+    keras.utils.set_random_seed(0)
+    network = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(4, 3, strides=2),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.Flatten(),
+            keras.layers.Dropout(dropout),
+            keras.layers.Dense(10),
+        ]
+    )
+    attack = attacks.get(attack, epsilon=EPSILON, training=True)
+    evaluation = attacks.get("pgd", epsilon=EPSILON, steps=3)
+    model = RobustClassifier(network, attack, evaluation_attack=evaluation)
+    # Eagerly: tracing takes longer than the few steps of a test.
+    model.compile(keras.optimizers.SGD(rate, **optimizer), jit_compile=False, run_eagerly=eagerly)
+    return model
+
+
+def monitor(directory, digits, **options):
+    x, y = digits
+    samples = (x[:20], y[:20]), (x[1000:1012], y[1000:1012])
+    return EnergyMonitor(directory, *samples, **options)
+
+
+def fit(model, digits, callbacks=(), epochs=1, **options):
+    x, y = digits[0][:96], digits[1][:96]
+    model.fit(
+        x, y, batch_size=32, shuffle=False, verbose=0, callbacks=callbacks, epochs=epochs, **options
+    )
+    return model
+
+
+def test_rows_and_arrays_are_what_the_functions_say(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("der_tf.training.monitors.BATCH_SIZE", 8)  # 8 + 8 + 4 and 8 + 4 images
+    model = fit(classifier(), digits, [monitor(tmp_path, digits, seed=3)], epochs=2)
+    rows = read_energies(tmp_path / "energies.csv")
+    assert [(r["epoch"], r["step"]) for r in rows] == [(1, 3)] * 4 + [(2, 6)] * 4
+    assert {(r["split"], r["attack"]) for r in rows[:4]} == {
+        (split, attack) for split in SPLITS for attack in ("training", "pgd")
+    }
+    arrays = np.load(tmp_path / "energies" / "epoch-0002.npz")
+    network = model.network
+    for row in rows[4:]:
+        split, attack = row["split"], f"{row['split']}_{row['attack']}"
+        first = 0 if split == "train" else 1000
+        x, y = (part[first : first + SPLITS[split]] for part in digits)
+        natural = network(x)
+        np.testing.assert_array_equal(arrays[f"{split}_labels"], y)
+        np.testing.assert_allclose(
+            arrays[f"{split}_marginal_energy"], energy.marginal_energy(natural), atol=1e-5
+        )
+        np.testing.assert_allclose(
+            arrays[f"{split}_joint_energy"], energy.joint_energy(natural, y), atol=1e-5
+        )
+        chosen = model.attack if row["attack"] == "training" else model.evaluation_attack
+        moved = network(
+            np.concatenate(
+                [
+                    chosen.perturb(network, x[at : at + 8], y[at : at + 8], tf.constant([3, at]))
+                    for at in range(0, len(x), 8)
+                ]
+            )
+        )
+        expected = {
+            "marginal_energy": energy.marginal_energy(moved),
+            "delta_marginal_energy": energy.delta_energy(natural, moved),
+            "delta_joint_energy": energy.delta_energy(natural, moved, y),
+            "abnormal": energy.abnormal(natural, moved, y),
+            "correct": np.argmax(moved, axis=1) == y,
+        }
+        for name, values in expected.items():
+            assert arrays[f"{attack}_{name}"].dtype == np.float32
+            np.testing.assert_allclose(arrays[f"{attack}_{name}"], values, atol=1e-4, err_msg=name)
+        assert row["images"] == len(y)
+        assert row["accuracy"] == pytest.approx(np.mean(expected["correct"]), abs=1e-6)
+        assert row["abnormal_fraction"] == pytest.approx(np.mean(expected["abnormal"]), abs=1e-6)
+        for name, values in (
+            ("marginal_energy", energy.marginal_energy(natural)),
+            ("delta_marginal_energy", expected["delta_marginal_energy"]),
+            ("delta_joint_energy", expected["delta_joint_energy"]),
+        ):
+            values = np.asarray(values, np.float64)
+            assert row[f"{name}_mean"] == pytest.approx(values.mean(), abs=1e-4)
+            assert row[f"{name}_std"] == pytest.approx(values.std(), abs=1e-4)
+            for label, share in (("q05", 0.05), ("q50", 0.5), ("q95", 0.95)):
+                assert row[f"{name}_{label}"] == pytest.approx(np.quantile(values, share), abs=1e-4)
+
+
+def test_gradients_of_a_linear_loss_are_aligned(digits, tmp_path):
+    """CE of two classes with logits (w.x, 0): all gradients point along w."""
+    network = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    )
+    model = RobustClassifier(network, attacks.get("fgsm", epsilon=EPSILON))
+    model.compile(keras.optimizers.SGD(0.1), run_eagerly=True)
+    two = digits[0], digits[1] % 2
+    fit(model, two, [monitor(tmp_path / "linear", two)])
+    fit(classifier(), digits, [monitor(tmp_path / "other", digits)])
+    linear, other = (
+        read_energies(tmp_path / name / "energies.csv") for name in ("linear", "other")
+    )
+    assert all(row["gradient_alignment"] == pytest.approx(1.0, abs=1e-5) for row in linear)
+    assert all(0.2 < row["gradient_alignment"] < 0.999 for row in other)
+
+
+def test_training_does_not_notice_it(digits, tmp_path):
+    """The same weights, batch statistics, momentum, averages and random states, bit for bit."""
+
+    def end(callbacks):
+        model = classifier(dropout=0.5, momentum=0.9, use_ema=True, ema_momentum=0.9)
+        fit(model, digits, callbacks, epochs=2, validation_data=(digits[0][:9], digits[1][:9]))
+        state = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
+        return [keras.ops.convert_to_numpy(v) for v in state], tf.random.uniform([3]).numpy()
+
+    watched, drawn = end([monitor(tmp_path, digits, every_steps=1)])
+    alone, drawn_alone = end([])
+    for ours, theirs in zip(watched, alone, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(drawn, drawn_alone)
+    assert len(read_energies(tmp_path / "energies.csv")) == 2 * 3 * 4
+
+
+def test_it_is_traced_once(digits, tmp_path, monkeypatch):
+    traced = []
+    original = monitors.EnergyMonitor.set_model.__globals__["_measurement"]
+
+    def counting(model):
+        measure = original(model)
+
+        def counted(*args):
+            traced.append(args)
+            return measure(*args)
+
+        return counted
+
+    monkeypatch.setattr("der_tf.training.monitors._measurement", counting)
+    monkeypatch.setattr("der_tf.training.monitors.BATCH_SIZE", 8)
+    model, callback = classifier(), monitor(tmp_path, digits, every_steps=2)
+    fit(model, digits, [callback])
+    fit(model, digits, [callback])
+    assert len(traced) == 1
+
+
+def test_records_within_an_epoch_count_epochs_done(digits, tmp_path):
+    fit(classifier(), digits, [monitor(tmp_path, digits, every_steps=2)], epochs=2)
+    found = [(r["epoch"], r["step"]) for r in read_energies(tmp_path / "energies.csv")[::4]]
+    # Steps 2, 4 and 6, of which the last is the end of the second epoch.
+    assert found == [(0, 2), (1, 3), (1, 4), (2, 6)]
+
+
+def test_what_a_lost_part_of_the_training_wrote_is_dropped(digits, tmp_path):
+    fit(classifier(), digits, [monitor(tmp_path, digits, every_steps=2)], epochs=2)
+    whole = (tmp_path / "energies.csv").read_bytes()
+    # Killed, and taken up again at a state of epoch 1: rows and arrays beyond it are gone ...
+    model = fit(classifier(), digits)
+    seen = []
+    look = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: seen.append(
+            (
+                read_energies(tmp_path / "energies.csv")[-1]["step"],
+                sorted(path.name for path in (tmp_path / "energies").iterdir()),
+            )
+        )
+    )
+    again = [monitor(tmp_path, digits, every_steps=2), look]
+    fit(model, digits, again, epochs=2, initial_epoch=1)
+    assert seen == [(3, ["epoch-0001.npz"])]
+    # ... and written again as they were.
+    assert (tmp_path / "energies.csv").read_bytes() == whole
+    assert len(list((tmp_path / "energies").iterdir())) == 2
+
+
+def test_averaged_weights_are_measured(digits, tmp_path):
+    model = classifier(use_ema=True, ema_momentum=0.99)
+    fit(model, digits, [monitor(tmp_path, digits)])
+    measured = np.load(tmp_path / "energies" / "epoch-0001.npz")["train_marginal_energy"]
+    # Keras ends a fit by overwriting the weights with their averages.
+    averaged = energy.marginal_energy(model.network(digits[0][:20]))
+    trained = energy.marginal_energy(fit(classifier(), digits).network(digits[0][:20]))
+    assert np.abs(measured - averaged).max() < 1e-5
+    assert np.abs(measured - trained).max() > 1e-2
+
+
+def test_two_replicas_are_measured_like_one(digits, tmp_path, two_replicas):
+    """At learning rate 0, where they differ in the batch statistics of half batches alone."""
+
+    def rows(name, strategy):
+        with strategy.scope():
+            model = classifier("fgsm", rate=0.0, eagerly=False)
+        fit(model, digits, [monitor(tmp_path / name, digits)])
+        return read_energies(tmp_path / name / "energies.csv")
+
+    one = rows("one", tf.distribute.get_strategy())
+    two = rows("two", two_replicas())
+    for ours, theirs in zip(two, one, strict=True):
+        for name, value in theirs.items():
+            assert ours[name] == pytest.approx(value, abs=1e-3), name
+
+
+def test_natural_training_and_attacks_of_ones_own(digits, tmp_path):
+    network = classifier().network
+    model = RobustClassifier(network, None, evaluation_attack=lambda _, x, y: 1 - x)
+    model.compile("sgd", run_eagerly=True)
+    fit(model, digits, [monitor(tmp_path, digits)])
+    for row in read_energies(tmp_path / "energies.csv"):
+        assert (row["delta_marginal_energy_std"] == 0) == (row["attack"] == "training")
+        assert np.isnan(row["gradient_alignment"])  # no attack has a ball
+
+
+def test_errors_say_what_was_received(digits, tmp_path):
+    with pytest.raises(ValueError, match=r"images are in \[0, 1\].*received values from 0 to 255"):
+        monitor(tmp_path, (digits[0] * 255, digits[1]))
+    with pytest.raises(ValueError, match="every_steps is a number >= 0; received -1"):
+        monitor(tmp_path, digits, every_steps=-1)
+    with pytest.raises(ValueError, match="watches a RobustClassifier; received Sequential"):
+        monitor(tmp_path, digits).set_model(classifier().network)
+    assert read_energies(tmp_path / "energies.csv") == []
