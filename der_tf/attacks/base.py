@@ -62,6 +62,7 @@ class Attack(Configurable):
 
     def __post_init__(self) -> None:
         self._check_epsilon()
+        object.__setattr__(self, "epsilon", float(self.epsilon))  # 0 and 1 are radii too
         self._require("norm", "'linf' or 'l2'", lambda v: v in geometry.NORMS)
 
     def _check_epsilon(self) -> None:

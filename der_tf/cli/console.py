@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any
@@ -130,15 +131,30 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def attack_progress(names: Sequence[str]) -> Iterator[Progress]:
-    """A bar an attack on a terminal, else a line every ten seconds."""
+def attack_progress(total: int) -> Iterator[Progress]:
+    """Accuracy so far and time left: a bar an attack on a terminal, else a line every ten seconds.
+
+    Args:
+        total: images, where the evaluation does not know.
+    """
+    started: dict[str, tuple[float, int]] = {}
+
+    def state(name: str, done: int, of: int, robust: float) -> str:
+        now = time.monotonic()
+        since, first = started.setdefault(name, (now, done))
+        text = f"robust accuracy so far {100 * robust:.1f} %"
+        if done > first:  # the first batch also pays for the tracing
+            text += f", {_duration((now - since) * (of - done) / (done - first))} left"
+        return text
+
     if not sys.stdout.isatty():
         spoke = time.monotonic()
 
-        def speak(name: str, done: int, total: int | None) -> None:
+        def speak(name: str, done: int, of: int | None, robust: float) -> None:
             nonlocal spoke
+            text = state(name, done, of or total, robust)
             if time.monotonic() - spoke >= 10:
-                say(f"{name}: {done} of {total or 'unknown'} images")
+                say(f"{name}: {done:,} of {of or total:,} images, {text}")
                 spoke = time.monotonic()
 
         yield speak
@@ -146,10 +162,41 @@ def attack_progress(names: Sequence[str]) -> Iterator[Progress]:
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeElapsedColumn()) as bars:
-        tasks = {name: bars.add_task(name, total=None) for name in names}
-        yield lambda name, done, total: bars.update(tasks[name], completed=done, total=total)
+        tasks: dict[str, Any] = {}
+
+        def show(name: str, done: int, of: int | None, robust: float) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=of or total)
+            text = f"{name}: {state(name, done, of or total, robust)}"
+            bars.update(tasks[name], completed=done, description=text)
+
+        yield show
+
+
+@contextlib.contextmanager
+def noticed() -> Iterator[list[str]]:
+    """The texts of UnreliableAttackWarning, each once, in place of the warnings themselves."""
+    from der_tf.attacks import UnreliableAttackWarning
+
+    texts: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UnreliableAttackWarning)
+        yield texts
+    for warning in caught:
+        if not issubclass(warning.category, UnreliableAttackWarning):
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+        elif str(warning.message) not in texts:
+            texts.append(str(warning.message))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def show_table(report: dict[str, Any], title: str) -> None:

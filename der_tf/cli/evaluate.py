@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,15 +14,17 @@ from der_tf.cli.console import (
     Count,
     Debug,
     NotNegative,
+    UsageError,
     Whole,
     attack_progress,
     load_tensorflow,
+    noticed,
     preparing,
     say,
     show_table,
 )
 from der_tf.files import write_text
-from der_tf.training.faults import Signals, writing
+from der_tf.training.faults import Interrupted, Signals, writing
 from der_tf.training.recipes import resolve
 
 if TYPE_CHECKING:
@@ -39,14 +42,20 @@ def evaluate(
     ],
     /,
     *,
+    suite: Annotated[
+        Literal["quick", "standard", "full"] | None,
+        Parameter(
+            help="quick: FGSM, PGD-20. standard: FGSM, RS-FGSM, PGD-50-10, C&W margin, AutoAttack. "
+            "full: KL-PGD and C&W l2 too. Default: none, --attacks says."
+        ),
+    ] = None,
     attacks: Annotated[
-        str,
+        str | None,
         Parameter(
             help="Names with commas between: fgsm, rs_fgsm, n_fgsm, pgd, mim, trades ... Default: "
             "fgsm,pgd.",
-            show_default=False,
         ),
-    ] = "fgsm,pgd",
+    ] = None,
     num_examples: Annotated[
         Count | None,
         Parameter(help="Measure on so many test images, drawn by the seed. Default: all."),
@@ -81,22 +90,23 @@ def evaluate(
     out: Annotated[
         Path | None,
         Parameter(
-            help="File without ending that gets .json and .md. Default: "
-            "RUN/evaluations/ATTACKS, for a model runs/evaluations/NAME-ATTACKS."
+            help="File without ending that gets .json, .md and .npz. Default: "
+            "RUN/evaluations/SUITE, for a model runs/evaluations/NAME-SUITE (or ATTACKS)."
         ),
     ] = None,
     debug: Debug = False,
 ) -> None:
     """Attack a trained classifier on test images: accuracies, 95 % intervals, energies, worst case.
 
-    The attacks know the model and run on it in inference mode.
+    The attacks know the model and run on it in inference mode. A stopped command goes on when it
+    is repeated.
     """
-    names = [name.strip() for name in attacks.split(",") if name.strip()]
-    with Signals():
+    names = _names(suite, attacks, steps, restarts)
+    with Signals() as signals:
         say("Loading TensorFlow ...")
         load_tensorflow(debug)
         from der_tf import data
-        from der_tf import evaluation as measure
+        from der_tf.evaluation import suites
         from der_tf.evaluation.loading import load_classifier
 
         with preparing():
@@ -111,8 +121,16 @@ def evaluate(
                 base = dataclasses.replace(
                     base, norm=norm, epsilon=resolve({"dataset": name, "norm": norm}).epsilon
                 )
-            radius = base.epsilon if epsilon is None else epsilon
-            chosen = _attacks(names, radius, base.norm, steps, restarts)
+            if epsilon is not None:
+                base = dataclasses.replace(
+                    base,
+                    epsilon=resolve({"norm": base.norm, "epsilon": epsilon}).epsilon,
+                )
+            chosen = (
+                suites.get(suite, epsilon=base.epsilon, norm=base.norm, batch_size=batch_size)
+                if suite
+                else _attacks(names, base.epsilon, base.norm, steps, restarts)
+            )
             images = data.load(
                 name,
                 data_dir=data_dir or (base.data_dir if name == base.dataset else None),
@@ -129,32 +147,100 @@ def evaluate(
                     f"{name} has {images.test_size} test images; received --num-examples "
                     f"{num_examples}"
                 )
-        total = num_examples or images.test_size
-        with attack_progress(names) as progress, preparing():
-            result = measure.evaluate(
-                classifier.model,
-                _subset(images, num_examples, seed) if num_examples else images.test,
-                attacks=chosen,
-                seed=seed,
-                progress=lambda attack, done, _: progress(attack, done, total),
-            )
-        report = {
-            "schema": 1,
+        about = {
+            "schema": 2,
+            "suite": suite,
             "model": str(classifier.path),
             "dataset": name,
             "split": "test",
             "of": images.test_size,
             "seed": seed,
-            **measure.to_dict(result),
+            "batch_size": batch_size,
+            "threat_model": {"norm": base.norm, "epsilon": base.epsilon},
+            "arguments": sys.argv[1:],
         }
-        title = f"{classifier.path} on {_which(report)}"
-        show_table(report, title)
-        place = out or _default_place(classifier, names, num_examples)
-        with writing(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_text(f"{place}.json", json.dumps(report, indent=2) + "\n")
-            write_text(f"{place}.md", f"{title}\n\n{measure.to_markdown(report)}")
-        say(f"Written to {place}.json and {place}.md")
+        place = out or _default_place(classifier, [suite] if suite else names, num_examples)
+        _measure(classifier, images, chosen, num_examples, about, place, signals)
+
+
+def _names(
+    suite: str | None, attacks: str | None, steps: int | None, restarts: int | None
+) -> list[str]:
+    """What --attacks names; none with a suite, which takes none of its options."""
+    own = {"attacks": attacks, "steps": steps, "restarts": restarts}
+    for option, value in own.items():
+        if suite and value is not None:
+            raise UsageError(
+                f"--suite {suite} has its own attacks, and --{option} goes without it; received "
+                f"--{option} {value}"
+            )
+    names = "fgsm,pgd" if attacks is None else attacks
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _measure(
+    classifier: Classifier,
+    images: ImageData,
+    attacks: dict[str, Any],
+    num_examples: int | None,
+    about: dict[str, Any],
+    place: Path,
+    signals: Signals,
+) -> None:
+    """Run the attacks, show and write what they found."""
+    from der_tf import evaluation as measure
+    from der_tf.evaluation import card, inputs, parts, suites
+
+    seed, ball = about["seed"], about["threat_model"]
+    test = images.test
+    if num_examples:
+        mask = inputs.drawn(images.test_size, num_examples, seed)
+        test = inputs.chosen(test, mask, images.batch_size)
+    state = place.with_name(f"{place.name}.state")
+    try:
+        with (
+            noticed() as warnings,
+            attack_progress(num_examples or images.test_size) as progress,
+            preparing(),
+            signals.deferred(),
+        ):
+
+            def tell(*state: Any) -> None:
+                progress(*state)
+                signals.check()
+
+            result = measure.evaluate(
+                classifier.model,
+                test,
+                attacks=attacks,
+                ball=(ball["norm"], ball["epsilon"]) if about["suite"] else None,
+                seed=seed,
+                state_path=state / "attacks",
+                progress=tell,
+            )
+    except Interrupted as interrupted:
+        raise interrupted.add(
+            f"what is measured is kept in {state}; the same command goes on"
+        ) from None
+    report = {
+        **about,
+        **measure.to_dict(result),
+        "seconds": {name: round(found.seconds, 3) for name, found in result.attacks.items()},
+        "warnings": warnings,
+        "notes": [suites.NOT_RUN[about["suite"]]] if about["suite"] in suites.NOT_RUN else [],
+        "samples": f"{place.name}.npz",
+        **card.provenance(),
+    }
+    show_table(report, card.title(report))
+    for warning in warnings:
+        say(f"Warning: {warning}")
+    with writing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        measure.save_samples(Path(f"{place}.npz"), result)
+        write_text(f"{place}.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
+        write_text(f"{place}.md", card.to_card(report))
+    parts.remove(state)
+    say(f"Written to {place}.json, {place}.md and {place}.npz")
 
 
 def _attacks(
@@ -184,32 +270,6 @@ def _attacks(
     for option in given.keys() - taken:
         raise ValueError(f"--{option} {given[option]} is not taken by {', '.join(names)}")
     return chosen
-
-
-def _subset(images: ImageData, count: int, seed: int) -> Any:
-    """``count`` test images drawn without regard to their order, in which classes may come."""
-    import numpy as np
-    import tensorflow as tf
-
-    mask = np.zeros(images.test_size, bool)
-    mask[np.random.default_rng(seed).choice(images.test_size, count, replace=False)] = True
-    keep = tf.constant(mask)
-    return (
-        images.test.unbatch()
-        .enumerate()
-        .filter(lambda index, _: keep[index])
-        .map(lambda _, pair: pair)
-        .batch(images.batch_size)
-    )
-
-
-def _which(report: dict[str, Any]) -> str:
-    if report["images"] == report["of"]:
-        return f"{report['dataset']}, all {report['of']:,} test images"
-    return (
-        f"ONLY {report['images']:,} OF {report['of']:,} test images of {report['dataset']}: "
-        "an estimate, not the benchmark"
-    )
 
 
 def _default_place(classifier: Classifier, names: list[str], num_examples: int | None) -> Path:

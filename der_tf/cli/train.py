@@ -188,13 +188,13 @@ def _measured(config: Configuration, directory: RunDirectory, dataset: ImageData
     def measured(path: Path) -> dict[str, Any]:
         say(f"Measuring {path.name} on the test set ...")
         network = keras.models.load_model(path, compile=False)
-        with attack_progress(["pgd"]) as progress:
+        with attack_progress(dataset.test_size) as progress:
             result = evaluate(
                 network,
                 dataset.test,
                 attacks={"pgd": attack},
                 seed=config.seed,
-                progress=lambda name, done, _: progress(name, done, dataset.test_size),
+                progress=progress,
             )
         return to_dict(result)
 

@@ -31,25 +31,35 @@ def batches_of(images: Any, labels: Any, batch_size: int) -> tuple[Iterator[Batc
     return _checked(slices), len(images)
 
 
-def check_logits(logits: Any, labels: np.ndarray) -> np.ndarray:
-    """Logits ``[B, K]`` as float32.
+def check_finite(logits: Any, where: str) -> np.ndarray:
+    """Logits as float32.
 
     Raises:
-        ValueError: for another shape, values that are not finite, or labels outside 0..K-1.
+        ValueError: for values that are not finite.
     """
     logits = np.asarray(logits).astype(np.float32)
-    if logits.ndim != 2 or len(logits) != len(labels):
-        raise ValueError(
-            f"a model answers logits [B, K]; received shape {logits.shape} for {len(labels)} images"
-        )
     if not np.isfinite(logits).all():
-        raise ValueError("a model answers finite logits; received NaN or infinity")
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(
-            f"labels are in 0..{logits.shape[1] - 1} for a model of {logits.shape[1]} classes; "
-            f"received {labels.min()}..{labels.max()}"
-        )
+        raise ValueError(f"a model answers finite logits; received NaN or infinity {where}")
     return logits
+
+
+def drawn(size: int, count: int, seed: int) -> np.ndarray:
+    """bool ``[size]``: ``count`` positions without regard to order, in which classes may come."""
+    mask = np.zeros(size, bool)
+    mask[np.random.default_rng(seed).choice(size, count, replace=False)] = True
+    return mask
+
+
+def chosen(dataset: tf.data.Dataset, mask: np.ndarray, batch_size: int) -> tf.data.Dataset:
+    """The images of a batched data set where ``mask`` is true, in their order."""
+    keep = tf.constant(mask)
+    return (
+        dataset.unbatch()
+        .enumerate()
+        .filter(lambda index, _: keep[index])
+        .map(lambda _, pair: pair)
+        .batch(batch_size)
+    )
 
 
 def _checked(batches: Any) -> Iterator[Batch]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from der_tf.attacks import Attack
-from der_tf.evaluation.robustness import Evaluation
+from der_tf.evaluation.results import AttackResult, Evaluation, configuration
 
 HEADER = ("images", "accuracy", "95 % interval", "dE(x)", "dE(x, y)", "abnormal")
 
@@ -35,19 +34,24 @@ def to_dict(evaluation: Evaluation) -> dict[str, Any]:
             "marginal_energy": float(natural.marginal_energy.mean()),
             "joint_energy": float(natural.joint_energy.mean()),
         },
-        "attacks": {
-            name: {
-                **_share(~result.success),
-                "config": _config(result.attack),
-                "marginal_energy": float(result.marginal_energy.mean()),
-                "joint_energy": float(result.joint_energy.mean()),
-                "delta_marginal_energy": float(result.delta_marginal_energy.mean()),
-                "delta_joint_energy": float(result.delta_joint_energy.mean()),
-                "abnormal_fraction": float(result.abnormal.mean()),
-            }
-            for name, result in evaluation.attacks.items()
-        },
+        "attacks": {name: _attack(result) for name, result in evaluation.attacks.items()},
         "worst_case": _share(~evaluation.worst_case_success),
+    }
+
+
+def _attack(result: AttackResult) -> dict[str, Any]:
+    return {
+        **_share(~result.success),
+        "config": configuration(result.attack),
+        "marginal_energy": float(result.marginal_energy.mean()),
+        "joint_energy": float(result.joint_energy.mean()),
+        "delta_marginal_energy": float(result.delta_marginal_energy.mean()),
+        "delta_joint_energy": float(result.delta_joint_energy.mean()),
+        "abnormal_fraction": float(result.abnormal.mean()),
+        "largest_linf_distance": float(result.linf_distance.max()),
+        "largest_l2_distance": float(result.l2_distance.max()),
+        "median_l2_distance": float(np.median(result.l2_distance)),
+        **({"log": list(result.log)} if result.log else {}),
     }
 
 
@@ -71,8 +75,13 @@ def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def to_markdown(report: dict[str, Any]) -> str:
     """The rows as a Markdown table."""
-    lines = [HEADER, ("---",) * len(HEADER), *rows(report)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return table(HEADER, rows(report))
+
+
+def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    every = [header, ["---"] * len(header), *lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in every)
 
 
 def _share(correct: np.ndarray) -> dict[str, Any]:
@@ -86,14 +95,6 @@ def _accuracy(result: dict[str, Any]) -> tuple[str, str]:
     return f"{100 * result['accuracy']:.2f} %", f"{100 * low:.2f} – {100 * high:.2f} %"
 
 
-def _config(attack: Any) -> dict[str, Any]:
-    if not isinstance(attack, Attack):
-        return {"attack": repr(attack)}
-    values = {field.name: getattr(attack, field.name) for field in dataclasses.fields(attack)}
-    # A denoiser may be a model in memory, which JSON has no form for.
-    return {name: repr(value) if callable(value) else value for name, value in values.items()}
-
-
 def _describe(name: str, config: dict[str, Any]) -> str:
     """The field's short form: pgd-50-10 is PGD of 50 steps and 10 restarts."""
     if "epsilon" not in config:
@@ -101,12 +102,13 @@ def _describe(name: str, config: dict[str, Any]) -> str:
     numbers = [config["steps"]] if "steps" in config else []
     if config.get("restarts", 1) > 1:
         numbers.append(config["restarts"])
-    return (
-        f"{'-'.join([name, *map(str, numbers)])} ({config['norm']} {_fraction(config['epsilon'])})"
-    )
+    title = "-".join([name, *map(str, numbers)])
+    return f"{title} ({config['norm']} {fraction(config['epsilon'])})"
 
 
-def _fraction(value: float) -> str:
-    """8/255 as such, other numbers to four digits."""
+def fraction(value: float | str) -> str:
+    """8/255 as such, other numbers to four digits, infinity as "any distance"."""
+    if isinstance(value, str):
+        return "any distance"
     levels = value * 255
     return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{value:.4g}"

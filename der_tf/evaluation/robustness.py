@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -13,80 +15,14 @@ import tensorflow as tf
 
 from der_tf import attacks as attack_registry
 from der_tf import energy
-from der_tf.attacks import Attack
-from der_tf.evaluation.inputs import batches_of, check_logits
+from der_tf.attacks import Attack, AutoAttack, AutoAttackResult
+from der_tf.attacks.checks import check_logits
+from der_tf.evaluation.inputs import batches_of, check_finite
+from der_tf.evaluation.parts import Arrays, Parts
+from der_tf.evaluation.results import AttackResult, Evaluation, NaturalResult, configuration
 
-Progress = Callable[[str, int, int | None], None]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NaturalResult:
-    """A model on the images as they are; every array is ``[N]``."""
-
-    correct: np.ndarray
-    marginal_energy: np.ndarray
-    joint_energy: np.ndarray
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the images classified rightly, in [0, 1]."""
-        return float(self.correct.mean())
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AttackResult:
-    """A model under one attack; every array is ``[N]``.
-
-    Attributes:
-        attack: what was run.
-        success: bool, the attacked image x* is classified wrongly (whether or not x was).
-        marginal_energy: E(x*).
-        joint_energy: E(x*, y).
-        delta_marginal_energy: dE(x) = E(x) - E(x*).
-        delta_joint_energy: dE(x, y) = E(x, y) - E(x*, y).
-        abnormal: bool, the attack has lowered the cross-entropy.
-    """
-
-    attack: Any
-    success: np.ndarray
-    marginal_energy: np.ndarray
-    joint_energy: np.ndarray
-    delta_marginal_energy: np.ndarray
-    delta_joint_energy: np.ndarray
-    abnormal: np.ndarray
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the attacked images classified rightly, in [0, 1]."""
-        return 1.0 - float(self.success.mean())
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What :func:`evaluate` measures.
-
-    Attributes:
-        natural: the model on the images as they are.
-        attacks: results by name, in the order given.
-    """
-
-    natural: NaturalResult
-    attacks: Mapping[str, AttackResult]
-
-    @property
-    def size(self) -> int:
-        """Number of images N."""
-        return len(self.natural.correct)
-
-    @property
-    def worst_case_success(self) -> np.ndarray:
-        """Bool ``[N]``: the natural image or any attack's result is classified wrongly."""
-        return np.any([~self.natural.correct, *(r.success for r in self.attacks.values())], axis=0)
-
-    @property
-    def worst_case_accuracy(self) -> float:
-        """Share of the images that are classified rightly as they are and under every attack."""
-        return 1.0 - float(self.worst_case_success.mean())
+Ball = tuple[str, float]
+Progress = Callable[[str, int, int | None, float], None]
 
 
 def evaluate(
@@ -97,15 +33,18 @@ def evaluate(
     *,
     epsilon: float = 8 / 255,
     norm: str = "linf",
+    ball: Ball | None = None,
     batch_size: int = 128,
     seed: int = 0,
+    state_path: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure a model on images as they are and under attacks.
 
     The attacks run on the model in inference mode, with random parts that depend on (seed, batch):
     equal arguments give equal results. Each attack is traced once, whatever the number of batches
-    and the size of the last.
+    and the size of the last. AutoAttack runs over the whole set at the end, so that its survivors
+    fill their batches; the images are kept in memory for it.
 
     >>> result = evaluate(model, images, labels, attacks=("fgsm", "pgd"), epsilon=8 / 255)
     >>> result.natural.accuracy, result.attacks["pgd"].accuracy, result.worst_case_accuracy
@@ -120,47 +59,111 @@ def evaluate(
             attacks or any callables ``attack(model, x, y) -> x*``.
         epsilon: radius for attacks given by name, in pixels of [0, 1]. Default 8/255.
         norm: ``"linf"`` (default) or ``"l2"``, for attacks given by name.
+        ball: (norm, radius) that x* must lie in to count as a success, for attacks that look
+            further. Default None: a success counts wherever the attack ends.
         batch_size: images at a time; with a data set, its own counts. Default 128.
         seed: of the attacks. Default 0.
-        progress: called after each attack on each batch with the attack's name, the images done
-            and their number (None with a data set).
+        state_path: a folder for part results, from which the same call goes on when it was
+            interrupted; it stays when all is done. Default None: nothing is kept.
+        progress: called after each attack on each batch that was not loaded from the state, with
+            the attack's name, the images done, their number (None with a data set) and the
+            accuracy under this attack so far. AutoAttack calls it as ``auto_attack, apgd_ce``
+            with the share of that part's work in images, and its bound over the whole set.
 
     Raises:
         ValueError: for images outside [0, 1], labels that do not fit, logits that are no
-            ``[B, K]`` finite numbers, an unknown attack, or a model that has no gradient.
+            ``[B, K]`` finite numbers, an unknown attack, a model that has no gradient, or a
+            ``state_path`` of other arguments.
+        RunError: when a part result cannot be written.
+
+    Warns:
+        UnreliableAttackWarning: when the model returns probabilities in place of logits, and
+            where AutoAttack does.
     """
     chosen = _choose(attacks, epsilon, norm)
+    about = {"attacks": {name: configuration(attack) for name, attack in chosen.items()}}
+    parts = Parts(Path(state_path) if state_path else None, {**about, "seed": seed, "ball": ball})
     logits_of = functools.partial(model, training=False) if _is_keras(model) else model
     natural_logits = tf.function(logits_of, reduce_retracing=True, jit_compile=False)
     batches, total = batches_of(images, labels, batch_size)
+    whole = [name for name, attack in chosen.items() if isinstance(attack, AutoAttack)]
+    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     steps: dict[str, Any] = {}
-    natural_parts: list[dict[str, np.ndarray]] = []
-    attack_parts: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in chosen}
+    natural_parts: list[Arrays] = []
+    attack_parts: dict[str, list[Arrays]] = {name: [] for name in chosen}
+    robust = dict.fromkeys(chosen, 0)
     done = 0
     for index, (x, y) in enumerate(batches):
-        natural = check_logits(natural_logits(tf.constant(x)), y)
+        natural = np.asarray(natural_logits(tf.constant(x))).astype(np.float32)
+        check_logits(natural, y)
+        parts.check_batch(index, x, y, natural)
         natural_parts.append(
             {
+                "labels": y,
                 "correct": np.argmax(natural, axis=1) == y,
                 "marginal_energy": energy.marginal_energy(natural).numpy(),
                 "joint_energy": energy.joint_energy(natural, y).numpy(),
             }
         )
         done += len(y)
+        if whole:
+            kept.append((x, y, natural))
         for name, attack in chosen.items():
-            if name not in steps:
-                steps[name] = _attacked_logits(name, attack, model, logits_of, x.shape[1:])
-            adversarial = check_logits(steps[name](x, y, tf.constant([seed, index])), y)
-            attack_parts[name].append(_compare(natural, adversarial, y))
-            if progress:
-                progress(name, done, total)
+            if name in whole:
+                continue
+            part = parts.load(name, index)
+            loaded = part is not None
+            if part is None:
+                began = time.perf_counter()
+                if name not in steps:
+                    steps[name] = _attacked(name, attack, model, logits_of, x.shape[1:])
+                moved, logits = steps[name](x, y, tf.constant([seed, index]))
+                part = _compare(name, x, y, natural, moved.numpy(), logits.numpy(), ball)
+                part["seconds"] = np.array([time.perf_counter() - began])
+                parts.save(name, index, part)
+            attack_parts[name].append(part)
+            robust[name] += int(np.count_nonzero(~part["success"]))
+            if progress and not loaded:
+                progress(name, done, total, robust[name] / done)
+    logs: dict[str, list[dict[str, Any]]] = {}
+    if whole:
+        x, y, natural = (np.concatenate(arrays) for arrays in zip(*kept, strict=True))
+        kept.clear()
+    for name in whole:
+        result = _run_auto_attack(name, chosen[name], model, x, y, seed, parts, progress)
+        logits = [natural_logits(at) for at in np.split(result.adversarial, _cuts(natural_parts))]
+        moved = result.adversarial
+        part = _compare(name, x, y, natural, moved, np.concatenate(logits), ball)
+        part["seconds"] = np.array([entry["seconds"] for entry in result.log])
+        attack_parts[name].append(part)
+        logs[name] = result.log
+    measured = _joined(natural_parts)
     return Evaluation(
-        natural=NaturalResult(**_joined(natural_parts)),
+        labels=measured.pop("labels"),
+        natural=NaturalResult(**measured),
         attacks={
-            name: AttackResult(attack=chosen[name], **_joined(parts))
-            for name, parts in attack_parts.items()
+            name: _result(chosen[name], _joined(found), logs.get(name, []))
+            for name, found in attack_parts.items()
         },
     )
+
+
+def _run_auto_attack(
+    name: str,
+    attack: AutoAttack,
+    model: Any,
+    x: np.ndarray,
+    y: np.ndarray,
+    seed: int,
+    parts: Parts,
+    progress: Progress | None,
+) -> AutoAttackResult:
+    def tell(part: str, share: float, robust_accuracy: float) -> None:
+        if progress:
+            progress(f"{name}, {part}", round(share * len(x)), len(x), robust_accuracy)
+
+    seeded = dataclasses.replace(attack, seed=seed)
+    return seeded.run(model, x, y, state_path=parts.folder(name), progress=tell)
 
 
 def _is_keras(model: Any) -> bool:
@@ -191,15 +194,17 @@ def _choose(attacks: Any, epsilon: float, norm: str) -> dict[str, Any]:
     return chosen
 
 
-def _attacked_logits(
+def _attacked(
     name: str, attack: Any, model: Any, logits_of: Any, image_shape: tuple[int, ...]
-) -> Callable[..., Any]:
-    """(x, y, seed) -> logits of x*, as one graph for batches of any size."""
+) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+    """(x, y, seed) -> x* and its logits, as one graph for batches of any size."""
 
-    def attacked(x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def attacked(x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         if isinstance(attack, Attack):
-            return logits_of(attack.perturb(model, x, y, seed))
-        return logits_of(attack(model, x, y))
+            moved = attack.perturb(model, x, y, seed)
+        else:
+            moved = attack(model, x, y)
+        return moved, logits_of(moved)
 
     traced = tf.function(
         attacked,
@@ -223,16 +228,44 @@ def _attacked_logits(
     return traced
 
 
-def _compare(natural: np.ndarray, adversarial: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+def _compare(
+    name: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    natural: np.ndarray,
+    moved: np.ndarray,
+    logits: np.ndarray,
+    ball: Ball | None,
+) -> Arrays:
+    adversarial = check_finite(logits, f"under attack {name!r}")
+    change = (moved.astype(np.float64) - x).reshape(len(x), -1)
+    linf_distance, l2_distance = (np.linalg.norm(change, order, axis=1) for order in (np.inf, 2))
+    success = np.argmax(adversarial, axis=1) != y
+    if ball is not None:
+        norm, radius = ball
+        success &= (linf_distance if norm == "linf" else l2_distance) <= radius
     return {
-        "success": np.argmax(adversarial, axis=1) != y,
+        "success": success,
         "marginal_energy": energy.marginal_energy(adversarial).numpy(),
         "joint_energy": energy.joint_energy(adversarial, y).numpy(),
         "delta_marginal_energy": energy.delta_energy(natural, adversarial).numpy(),
         "delta_joint_energy": energy.delta_energy(natural, adversarial, y).numpy(),
         "abnormal": energy.abnormal(natural, adversarial, y).numpy(),
+        "linf_distance": linf_distance,
+        "l2_distance": l2_distance,
+        "pixel_excess": np.maximum(-moved, moved - 1).reshape(len(x), -1).max(axis=1).clip(0),
     }
 
 
-def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _result(attack: Any, found: Arrays, log: list[dict[str, Any]]) -> AttackResult:
+    seconds = float(found.pop("seconds").sum())
+    return AttackResult(attack=attack, seconds=seconds, log=tuple(log), **found)
+
+
+def _cuts(parts: list[Arrays]) -> np.ndarray:
+    """Where the batches of a whole set end."""
+    return np.cumsum([len(part["labels"]) for part in parts])[:-1]
+
+
+def _joined(parts: list[Arrays]) -> Arrays:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from der_tf.attacks import PGD
+from der_tf.attacks import CW, PGD
 from der_tf.evaluation import (
     AttackResult,
     Evaluation,
@@ -15,6 +15,7 @@ from der_tf.evaluation import (
     to_markdown,
     wilson_interval,
 )
+from der_tf.evaluation.results import configuration
 
 
 def wilson_by_hand(correct, total, z=1.959963984540054):
@@ -38,17 +39,18 @@ def report():
     numbers = np.linspace(0, 1, 10)
     energies = ("marginal_energy", "joint_energy")
     deltas = ("delta_marginal_energy", "delta_joint_energy")
+    distances = ("linf_distance", "l2_distance", "pixel_excess")
     results = {
         name: AttackResult(
             attack=PGD(epsilon=8 / 255, steps=50, restarts=10),
             success=success,
             abnormal=success,
-            **{field: numbers for field in (*energies, *deltas)},
+            **{field: numbers for field in (*energies, *deltas, *distances)},
         )
         for name, success in (("a", ~correct), ("b", np.arange(10) < 5))
     }
     natural = NaturalResult(correct=correct, **{field: numbers for field in energies})
-    return to_dict(Evaluation(natural=natural, attacks=results))
+    return to_dict(Evaluation(labels=np.zeros(10, int), natural=natural, attacks=results))
 
 
 def test_shares_and_means_stand_in_the_report(report):
@@ -59,6 +61,8 @@ def test_shares_and_means_stand_in_the_report(report):
     assert report["attacks"]["b"]["delta_joint_energy"] == pytest.approx(0.5)
     assert report["attacks"]["b"]["abnormal_fraction"] == 0.5
     assert report["attacks"]["a"]["config"]["steps"] == 50
+    assert report["attacks"]["a"]["config"]["class"] == "PGD"
+    assert report["attacks"]["a"]["median_l2_distance"] == pytest.approx(0.5)
     assert report["worst_case"]["accuracy"] == pytest.approx(0.3)
     assert report["worst_case"]["interval"] == pytest.approx(wilson_by_hand(3, 10))
 
@@ -69,3 +73,9 @@ def test_the_markdown_is_a_table_a_line_a_measurement(report):
     assert lines[2].startswith("| natural | 80.00 % |")
     assert lines[3].startswith("| a-50-10 (linf 8/255) | 80.00 % |")
     assert lines[-1].startswith("| worst case | 30.00 % |")
+
+
+def test_a_configuration_is_json_whatever_it_holds():
+    assert configuration(CW())["epsilon"] == "inf"
+    assert configuration(len) == {"class": "len"}
+    json.dumps(configuration(CW()), allow_nan=False)

@@ -1,7 +1,5 @@
 """evaluate() against closed forms on a linear model, and what it refuses."""
 
-import dataclasses
-
 import keras
 import numpy as np
 import pytest
@@ -74,9 +72,9 @@ def test_a_data_set_and_arrays_give_the_same():
     dataset = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(16)
     ours = evaluate(linear, IMAGES, LABELS, "pgd", epsilon=EPSILON, batch_size=16, seed=3)
     theirs = evaluate(linear, dataset, attacks="pgd", epsilon=EPSILON, seed=3)
-    for field in dataclasses.fields(ours.attacks["pgd"])[1:]:
-        a, b = (getattr(r.attacks["pgd"], field.name) for r in (ours, theirs))
-        np.testing.assert_array_equal(a, b)
+    assert ours.samples().keys() == theirs.samples().keys()
+    for name, values in theirs.samples().items():
+        np.testing.assert_array_equal(ours.samples()[name], values, err_msg=name)
 
 
 def test_the_seed_decides_the_random_starts():
@@ -123,12 +121,97 @@ def test_a_keras_model_is_measured_in_inference_mode():
         np.testing.assert_array_equal(a, b)
 
 
-def test_progress_tells_images_done():
+def test_progress_tells_images_done_and_the_accuracy_so_far():
     seen = []
-    evaluate(
+    result = evaluate(
         linear, IMAGES, LABELS, "fgsm", batch_size=20, progress=lambda *state: seen.append(state)
     )
-    assert seen == [("fgsm", 20, 50), ("fgsm", 40, 50), ("fgsm", 50, 50)]
+    right = np.cumsum(~result.attacks["fgsm"].success)
+    assert seen == [("fgsm", n, 50, right[n - 1] / n) for n in (20, 40, 50)]
+
+
+def test_only_what_lies_in_the_ball_is_a_success():
+    """An attack that errs on every image: in l2 the distances say which of them count."""
+    length = np.linalg.norm(WEIGHT)
+
+    def nearest(model, x, y):
+        logits = model(x)
+        way = (logits[:, 0] - logits[:, 1]) / length**2
+        beyond = tf.where((way > 0) == (y == 0), 1.01 * way, 0.0)
+        return x + tf.reshape(beyond[:, None] * WEIGHT, tf.shape(x))
+
+    attack = {"nearest": nearest}
+    distances = np.where(margins() > 0, 1.01 * margins() / length, 0)
+    radius = float(np.median(distances[distances > 0]))
+    assert evaluate(linear, IMAGES, LABELS, attack).attacks["nearest"].success.all()
+    found = evaluate(linear, IMAGES, LABELS, attack, ball=("l2", radius)).attacks["nearest"]
+    np.testing.assert_allclose(found.l2_distance, distances, rtol=1e-4)
+    clear = np.abs(distances - radius) > 1e-5
+    np.testing.assert_array_equal(found.success[clear], (distances < radius)[clear])
+    assert 0 < found.accuracy < 1
+    # The largest change of a pixel is another measure, by which other images lie in the ball.
+    linf = evaluate(linear, IMAGES, LABELS, attack, ball=("linf", radius)).attacks["nearest"]
+    np.testing.assert_array_equal(linf.success, linf.linf_distance <= radius)
+    assert linf.accuracy < found.accuracy
+
+
+def test_distances_are_those_of_the_attacked_images():
+    def shift(model, x, y):
+        return x - 0.4  # down to -0.1: outside of what an image may be
+
+    found = evaluate(linear, IMAGES, LABELS, {"shift": shift}).attacks["shift"]
+    np.testing.assert_allclose(found.linf_distance, 0.4, rtol=1e-5)
+    np.testing.assert_allclose(found.l2_distance, 0.4 * np.sqrt(12), rtol=1e-5)
+    lowest = IMAGES.reshape(50, -1).min(axis=1)
+    np.testing.assert_allclose(found.pixel_excess, np.maximum(0.4 - lowest, 0), atol=1e-6)
+
+
+def test_probabilities_are_warned_of():
+    def softmax(images):
+        return tf.nn.softmax(linear(images))
+
+    with pytest.warns(attacks.UnreliableAttackWarning, match="seems to return probabilities"):
+        result = evaluate(softmax, IMAGES, LABELS, "fgsm", epsilon=EPSILON)
+    np.testing.assert_array_equal(result.natural.correct, margins() > 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "norm"),
+    [
+        (("fgsm", "pgd"), "linf"),
+        *(
+            pytest.param(
+                tuple(set(attacks.names()) - {"cw", "apgd_dlr", "diff_pgd"}),
+                norm,
+                marks=pytest.mark.slow,
+            )
+            for norm in ("linf", "l2")
+        ),
+    ],
+)
+def test_at_epsilon_zero_every_attack_returns_the_image(names, norm):
+    result = evaluate(linear, IMAGES[:8], LABELS[:8], names, epsilon=0, norm=norm)
+    assert set(result.attacks) == set(names)
+    for name, found in result.attacks.items():
+        np.testing.assert_array_equal(found.success, ~result.natural.correct, err_msg=name)
+        np.testing.assert_array_equal(found.l2_distance, 0, err_msg=name)
+
+
+def test_beyond_epsilon_one_the_ball_is_all_images():
+    result = evaluate(linear, IMAGES, LABELS, "pgd", epsilon=3)
+    found = result.attacks["pgd"]
+    assert found.success.all()
+    assert found.pixel_excess.max() == 0
+    assert found.linf_distance.max() <= 1
+
+
+def test_a_batch_of_one():
+    one = evaluate(linear, IMAGES, LABELS, "fgsm", epsilon=EPSILON, batch_size=1)
+    many = evaluate(linear, IMAGES, LABELS, "fgsm", epsilon=EPSILON)
+    np.testing.assert_array_equal(one.attacks["fgsm"].success, many.attacks["fgsm"].success)
+    single = evaluate(linear, IMAGES[:1], LABELS[:1], "fgsm", epsilon=EPSILON)
+    assert single.size == 1
+    assert single.attacks["fgsm"].success[0] == many.attacks["fgsm"].success[0]
 
 
 def test_a_model_without_gradient_is_named():
@@ -150,14 +233,24 @@ def test_a_model_without_gradient_is_named():
         ({"images": IMAGES[0]}, r"received images of shape \(2, 2, 3\)"),
         ({"labels": LABELS[:3]}, r"labels of shape \(3,\)"),
         ({"labels": LABELS.astype(float)}, "float64 labels"),
-        ({"labels": LABELS + 1}, r"labels are in 0\.\.1 for a model of 2 classes"),
+        ({"labels": LABELS + 1}, r"labels are in 0\.\.1.*received labels from 1 to 2"),
+        ({"labels": LABELS - 1}, r"labels are in 0\.\.1.*received labels from -1 to 0"),
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, "at least one"),
         ({"attacks": "nope"}, "attack is one of .*; received 'nope'"),
         ({"attacks": [FGSM(), FGSM()]}, "two attacks are called 'fgsm'"),
         ({"attacks": [3]}, "received 3"),
         ({"batch_size": 0}, "batch_size is an integer >= 1; received 0"),
-        ({"model": lambda x: x}, r"answers logits \[B, K\]; received shape"),
-        ({"model": lambda x: linear(x) / 0.0}, "received NaN or infinity"),
+        ({"model": lambda x: x}, r"gives logits \[B, K\] .*received values of shape"),
+        ({"model": lambda x: linear(x)[:, :1]}, r"of K >= 2 classes"),
+        ({"model": lambda x: linear(x) / 0.0}, "logits of natural images are finite; received 50"),
+        (
+            {
+                "model": lambda x: (
+                    linear(x) / tf.cast(x[0, 0, 0, 0] == IMAGES[0, 0, 0, 0], tf.float32)
+                )
+            },
+            "received NaN or infinity under attack 'fgsm'",
+        ),
     ],
 )
 def test_refuses_what_it_cannot_measure(change, message):

@@ -1,0 +1,172 @@
+"""der-tf evaluate as a user runs it: reports, refusals, kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from der_tf import data, models
+from der_tf.cli import main
+from tests.cli.small_runs import ENVIRONMENT
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """Weights as drawn: what is measured is the command, not a classifier."""
+    path = tmp_path_factory.mktemp("network") / "network.keras"
+    models.convnet((8, 8, 1), 10, width=4).save(path)
+    return path
+
+
+def arguments(network, out, *options):
+    return ["evaluate", str(network), "--dataset=digits", f"--out={out}", *options]
+
+
+def report(out):
+    return json.loads(out.with_name(f"{out.name}.json").read_text())
+
+
+def same(ours, theirs):
+    """The samples of two reports, written as .npz beside them."""
+    first, second = (np.load(out.with_name(f"{out.name}.npz")) for out in (ours, theirs))
+    assert set(first.files) == set(second.files)
+    return all(np.array_equal(first[name], second[name]) for name in first.files)
+
+
+FEW = ["--attacks=fgsm,pgd", "--steps=2", "--num-examples=60", "--batch-size=4", "--epsilon=0.1"]
+
+
+@pytest.fixture(scope="module")
+def few(network, tmp_path_factory):
+    """A report on 60 images, measured without interruption."""
+    out = tmp_path_factory.mktemp("few") / "report"
+    assert main(arguments(network, out, *FEW)) == 0
+    return out
+
+
+def test_a_report_on_part_of_the_images_says_so_loudly(few, capsys):
+    found = report(few)
+    assert (found["schema"], found["suite"], found["images"], found["of"]) == (2, None, 60, 359)
+    assert found["threat_model"] == {"norm": "linf", "epsilon": 0.1}
+    card = few.with_name("report.md").read_text()
+    assert "ONLY 60 OF 359 test images of digits" in card.splitlines()[0]
+    assert "**Only 60 of 359 test images** were attacked" in card
+    for line in ("| pgd-2 (linf 0.1) |", "| versions | python 3", "| commit |", "| machine |"):
+        assert line in card
+    assert found["versions"]["keras"] in card
+    assert not few.with_name("report.state").exists()
+
+
+def test_samples_beside_the_report_give_its_numbers(few):
+    found, samples = report(few), np.load(few.with_name("report.npz"))
+    images = data.load("digits").test.unbatch().as_numpy_iterator()
+    labels = [label for _, label in images]
+    assert found["samples"] == "report.npz"
+    assert len(samples["labels"]) == 60
+    assert np.bincount(samples["labels"]).max() <= np.bincount(labels).max()
+    for name, result in found["attacks"].items():
+        assert result["correct"] == np.count_nonzero(~samples[f"{name}/success"])
+        assert samples[f"{name}/linf_distance"].max() <= 0.1
+    wrong = ~samples["natural/correct"] | samples["fgsm/success"] | samples["pgd/success"]
+    assert found["worst_case"]["correct"] == np.count_nonzero(~wrong)
+
+
+def test_sigkill_loses_no_part_and_the_same_command_goes_on(network, few, tmp_path, capsys):
+    out = tmp_path / "report"
+    program = [sys.executable, "-c", "import sys; from der_tf.cli import main; sys.exit(main())"]
+    process = subprocess.Popen([*program, *arguments(network, out, *FEW)], env=ENVIRONMENT)
+    state = tmp_path / "report.state"
+    while process.poll() is None and len(list(state.rglob("attack-1-*.npz"))) < 3:
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    parts = list(state.rglob("attack-*.npz"))
+    written = {path: path.stat().st_mtime_ns for path in parts}
+    assert not out.with_name("report.json").exists()
+    other = [*FEW[:-1], "--epsilon=0.2"]
+    assert main(arguments(network, out, *other)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "holds an unfinished evaluation of attacks" in error
+    assert {path: path.stat().st_mtime_ns for path in parts} == written
+    assert main(arguments(network, out, *FEW)) == 0
+    assert same(out, few)
+    assert not state.exists()
+
+
+def test_sigterm_says_that_the_same_command_goes_on(network, few, tmp_path, capsys):
+    out = tmp_path / "report"
+    state = tmp_path / "report.state"
+
+    def stop():
+        while not list(state.rglob("attack-1-*.npz")):
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop, daemon=True)
+    stopper.start()
+    assert main(arguments(network, out, *FEW)) == 143
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"stopped by SIGTERM: what is measured is kept in {state}" in error
+    assert main(arguments(network, out, *FEW)) == 0
+    assert same(out, few)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--suite=quick", "--attacks=fgsm"], ["--suite quick", "--attacks fgsm"]),
+        (["--suite=quick", "--steps=3"], ["--suite quick", "--steps 3"]),
+        (["--suite=quick", "--restarts=3"], ["--suite quick", "--restarts 3"]),
+        (["--suite=all"], ["all", "quick", "standard", "full"]),
+        (["--attacks=,"], ["--attacks takes names among", "received none"]),
+        (["--attacks=fgsm,fgsm"], ["each attack once", "fgsm,fgsm"]),
+        (["--attacks=fgsm", "--steps=3"], ["--steps 3", "fgsm"]),
+        (["--epsilon=8"], ["pixels of [0, 1]", "received 8", "8/255"]),
+        (["--epsilon=-1"], ["--epsilon", "-1"]),
+        (["--num-examples=360"], ["359 test images", "360"]),
+        (["--num-examples=0"], ["--num-examples", ">= 1"]),
+    ],
+)
+def test_unusable_arguments_are_one_line_and_status_2(options, words, network, tmp_path, capsys):
+    assert main(arguments(network, tmp_path / "report", *options)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    for word in words:
+        assert word in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_probabilities_are_a_warning_of_the_report(tmp_path, capsys):
+    import keras
+
+    network = models.convnet((8, 8, 1), 10, width=4)
+    path = tmp_path / "softmax.keras"
+    keras.Model(network.inputs, keras.ops.softmax(network.outputs[0])).save(path)
+    options = ["--attacks=fgsm", "--num-examples=20"]
+    assert main(arguments(path, tmp_path / "report", *options)) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "Warning: the model seems to return probabilities" in captured.out
+    (text,) = report(tmp_path / "report")["warnings"]
+    assert text in (tmp_path / "report.md").read_text()
+
+
+def test_an_image_folder_with_a_label_too_many_is_refused(tmp_path, capsys):
+    """Ten classes of digits for a network of three."""
+    path = tmp_path / "three.keras"
+    models.convnet((8, 8, 1), 3, width=4).save(path)
+    assert main(arguments(path, tmp_path / "report")) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    highest = load_digits().target.max()
+    assert "labels are in 0..2, as the model gives 3 logits" in error
+    assert f"to {highest}" in error

@@ -1,0 +1,38 @@
+"""Which attacks the suites hold, in which ball."""
+
+import math
+
+import pytest
+
+from der_tf.evaluation import suites
+
+COMMON = ("fgsm", "rs_fgsm", "pgd")
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_suites_hold_what_the_field_asks_for(norm):
+    margin = "cw_linf" if norm == "linf" else "pgd_margin"
+    assert list(suites.get("quick", norm=norm)) == ["fgsm", "pgd"]
+    standard = suites.get("standard", norm=norm)
+    assert list(standard) == [*COMMON, margin, "auto_attack"]
+    full = suites.get("full", norm=norm)
+    assert list(full) == [*standard, "trades", "cw"]
+    assert suites.get("quick")["pgd"].steps == 20
+    assert (standard["pgd"].steps, standard["pgd"].restarts) == (50, 10)
+    assert standard["pgd"].step_size is None  # epsilon / 4
+    assert (standard[margin].loss, standard[margin].steps) == ("margin", 50)
+    assert standard["auto_attack"].version == "standard"
+    assert full["trades"].loss == "kl"
+
+
+@pytest.mark.parametrize("name", suites.NAMES)
+def test_every_attack_has_the_ball_of_the_suite_but_the_one_that_looks_further(name):
+    for kind, attack in suites.get(name, epsilon=0.3, norm="l2", batch_size=7).items():
+        assert attack.norm == "l2"
+        assert attack.radius == (math.inf if kind == "cw" else 0.3)
+        assert getattr(attack, "batch_size", 7) == 7
+
+
+def test_another_name_is_refused():
+    with pytest.raises(ValueError, match="a suite is one of quick, standard, full; received 'all'"):
+        suites.get("all")
