@@ -23,7 +23,7 @@ from der_tf.attacks.gradient import PGD, register
 @register
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffPGD(PGD):
-    """Diff-PGD, basic (the paper's algorithm 1) and accelerated (its section 4.4).
+    """Diff-PGD, basic and accelerated.
 
     With SDEdit(x) the purified image, a step is x <- project(x + step sign grad L(SDEdit(x)), y).
     The paper returns SDEdit of the last iterate, wherever that lies; here, as every result of an
@@ -36,11 +36,12 @@ class DiffPGD(PGD):
             before the noise, and levels t int32 ``[B]`` in 1..1000 of the cosine schedule to the
             noise. Required. Only one given by path can be saved with the attack.
         noise_level: K, in 0..1000. Default 120, where the noise has the deviation 0.2 (0.1 in
-            pixels) of the paper's: 3 of 50 steps of the linear schedule.
-        denoising_steps: DDIM steps from level K to 0. Default 3, as in the paper.
+            pixels of [0, 1]) that it has in the authors' code, at level 3 of 50 of the linear
+            schedule.
+        denoising_steps: DDIM steps from level K to 0. Default 3.
         accelerated: True takes the gradient at the purified image for that at the iterate, so that
             no gradient goes through the denoiser. Default False.
-        random_start: default False, as in the paper.
+        random_start: start uniformly in the ball, or (default) at x.
 
     Raises:
         ValueError: for a value out of its range or a file that is no denoiser; when called, for
