@@ -44,9 +44,7 @@ def train_denoiser(
     ] = None,
     width: Annotated[
         Count | None,
-        Parameter(
-            help="Filters of the U-Net at the full resolution, a multiple of 8. Default: 32."
-        ),
+        Parameter(help="Filters of the U-Net at the full resolution. Default: 32."),
     ] = None,
     epochs: Annotated[
         Count | None, Parameter(help="Passes over the training images. Default: 60.")

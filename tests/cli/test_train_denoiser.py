@@ -95,7 +95,7 @@ def test_refusals_are_one_line_and_status_2(finished, tmp_path, capsys):
     for options, words in (
         ([str(finished), "--width=16"], "--width 8, received --width 16"),
         ([str(other)], "holds a run of another command"),
-        ([str(tmp_path / "new"), "--width=12"], "multiple of 8; received images (8, 8, 1)"),
+        ([str(tmp_path / "new"), "--width=0"], "--width"),
         ([str(tmp_path / "new"), "--dataset=no_such"], "no_such"),
     ):
         capsys.readouterr()
