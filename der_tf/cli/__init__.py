@@ -1,4 +1,4 @@
-"""The commands ``der-tf train | train-denoiser | evaluate | generate | export``, one file each.
+"""``der-tf train | train-denoiser | evaluate | generate | export | reproduce``, one file each.
 
 Nothing here imports TensorFlow before a command has its arguments: ``--help`` answers at once.
 """
@@ -29,6 +29,7 @@ app.command(
 app.command("der_tf.cli.evaluate:evaluate", name="evaluate", help="Attack a trained classifier.")
 app.command("der_tf.cli.generate:generate", name="generate", help="Draw images of classes.")
 app.command("der_tf.cli.export:export", name="export", help="Write a SavedModel to serve.")
+app.command("der_tf.cli.reproduce:reproduce", name="reproduce", help="Repeat an experiment.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -59,7 +59,7 @@ def train(*, options: TrainOptions = TrainOptions()) -> None:  # noqa: B008 (it 
             held.enter_context(own.held())
         say("Loading TensorFlow ...")
         load_tensorflow(options.debug)
-        dataset = _train(config, directory, own, signals, options.checkpoint_minutes)
+        dataset = trained(config, directory, own, signals, options.checkpoint_minutes, sys.argv[1:])
         if workers.is_chief():
             report = _measured(config, directory, dataset)
             if not options.no_export:
@@ -74,14 +74,28 @@ def train(*, options: TrainOptions = TrainOptions()) -> None:  # noqa: B008 (it 
                 say(line)
 
 
-def _train(
+def trained(
     config: Configuration,
     directory: RunDirectory,
     own: RunDirectory,
     signals: Signals,
     checkpoint_minutes: float,
+    arguments: list[str],
 ) -> ImageData:
-    """Train what is left to train."""
+    """Train what is left to train.
+
+    Args:
+        config: what to train.
+        directory: of the run; it is read.
+        own: what this worker writes to: ``directory``, held by the caller, or that of one who
+            is not the chief.
+        signals: SIGTERM and SIGINT.
+        checkpoint_minutes: as ``--checkpoint-minutes``.
+        arguments: of the command, for the record.
+
+    Returns:
+        The data set.
+    """
     from der_tf.training import run
 
     with preparing():
@@ -104,7 +118,7 @@ def _train(
     record = directory.record()
     if record is None:
         with writing(own.config):
-            own.write_record(config, sys.argv[1:], dataset.class_names)
+            own.write_record(config, arguments, dataset.class_names)
     else:
         _note_other_versions(record)
     _announce(training, directory)

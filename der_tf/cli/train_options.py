@@ -49,6 +49,14 @@ class TrainOptions:
     limit_train: Annotated[
         Count | None, _option(_DATA, "Train on this many images only. Default: all.")
     ] = None
+    validation_size: Annotated[
+        Count | None,
+        _option(
+            _DATA,
+            "Images taken off the training part to validate on. Default: 2 % of it, at least 500 "
+            "or 10 % (the smaller), at most 5,000.",
+        ),
+    ] = None
     image_size: Annotated[
         Count | None,
         _option(
@@ -130,6 +138,14 @@ class TrainOptions:
             _LOSS,
             "Point that x* is compared with: x, the attack's start, or one between x and x*. "
             "Default: natural.",
+        ),
+    ] = None
+    der_detached: Annotated[
+        bool | None,
+        Parameter(
+            group=_LOSS,
+            help="Hold the reference's logits constant: no gradient through its pass. Default: no.",
+            negative="",
         ),
     ] = None
     der_marginal: Annotated[

@@ -15,11 +15,11 @@ import tensorflow as tf
 from der_tf.files import replacing
 from der_tf.training.averages import averaged_weights
 from der_tf.training.checkpoints import Checkpoints
-from der_tf.training.faults import RunError, Signals, writing
+from der_tf.training.faults import Diverged, Signals, writing
 
 
 class StopOnNonFinite(keras.callbacks.Callback):
-    """Ends training with a RunError when the loss is NaN or infinite."""
+    """Ends training with Diverged, a RunError, when the loss is NaN or infinite."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class StopOnNonFinite(keras.callbacks.Callback):
         step = int(optimizer.iterations.numpy()) - 1
         rate = optimizer._learning_rate
         rate = float(rate(step) if callable(rate) else rate)
-        raise RunError(
+        raise Diverged(
             f"the loss became {loss} at step {step} with learning rate {rate:.4g}; "
             f"{self._checkpoints.kept}; a lower --learning-rate or --der-weight may help"
         )

@@ -14,6 +14,10 @@ class RunError(RuntimeError):
     """A run cannot go on; the message is the one line to show."""
 
 
+class Diverged(RunError):
+    """The loss is no longer a finite number."""
+
+
 class Interrupted(RunError):
     """SIGTERM or SIGINT arrived."""
 

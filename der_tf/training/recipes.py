@@ -27,6 +27,7 @@ class Configuration:
     dataset: str = "digits"
     data_dir: str | None = None
     limit_train: int | None = None
+    validation_size: int | None = None
     image_size: int | None = None
     seed: int = 0
     recipe: str = "rs_fgsm"
@@ -46,6 +47,7 @@ class Configuration:
     der_joint: float = 1.0
     der_penalty: str = "squared"
     der_reference: str = "natural"
+    der_detached: bool = False
     der_warmup_epochs: float = 0.0
     grad_align_weight: float = 0.0
     aaer_weight: float = 0.0
@@ -251,7 +253,7 @@ def _unread(filled: Mapping[str, Any]) -> dict[str, str]:
             f"belongs to --schedule piecewise, this run's is {filled['schedule']}"
         )
     if not filled.get("der_weight", Configuration.der_weight):
-        for name in ("marginal", "joint", "penalty", "reference", "warmup_epochs"):
+        for name in ("marginal", "joint", "penalty", "reference", "detached", "warmup_epochs"):
             unread[f"der_{name}"] = "belongs to DER, which is off in this run (--der-weight is 0)"
     if not filled.get("aaer_weight"):
         for name in ("loss", "logits", "full_gradient", "warmup_epochs"):

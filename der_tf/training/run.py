@@ -77,6 +77,7 @@ def regularizers(config: Configuration, steps_per_epoch: int) -> list[Regularize
                 joint=config.der_joint,
                 penalty=config.der_penalty,
                 reference=config.der_reference,
+                reference_gradient=not config.der_detached,
                 warmup_steps=round(config.der_warmup_epochs * steps_per_epoch),
             )
         )
@@ -156,6 +157,7 @@ def load_data(config: Configuration) -> data.ImageData:
         data_dir=config.data_dir,
         batch_size=config.batch_size,
         seed=config.seed,
+        validation_size=config.validation_size,
         limit_train=config.limit_train,
         image_size=config.image_size,
     )

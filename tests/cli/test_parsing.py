@@ -16,7 +16,7 @@ from der_tf.cli.train_options import TrainOptions
 from der_tf.defenses import EnergyDescent
 from der_tf.training.recipes import RECIPES, Configuration
 
-COMMANDS = ("train", "train-denoiser", "evaluate", "generate", "export")
+COMMANDS = ("train", "train-denoiser", "evaluate", "generate", "export", "reproduce")
 
 
 def parsed(*arguments):

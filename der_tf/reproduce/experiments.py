@@ -1,0 +1,257 @@
+"""The experiments as tables of settings: names -> options of ``der-tf train``.
+
+An experiment trains each of its cures at each radius of a scale with several seeds. ``small`` is
+for two cores, ``full`` the setting of the papers. Needs no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from der_tf.training.recipes import Configuration, option, resolve
+
+Options = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How large an experiment is trained and measured.
+
+    Attributes:
+        options: of every run; those of a cure come first.
+        levels: radii of the ball in 1/255.
+        seeds: runs of each row, of seeds 0, 1, ...
+        test_images: the first so many test images are attacked; None: all.
+        steps: of PGD on them.
+        restarts: of PGD on them.
+        auto_attack_images: the first so many get AutoAttack; 0: none.
+    """
+
+    options: Options
+    levels: tuple[int, ...]
+    seeds: int
+    test_images: int | None
+    steps: int
+    restarts: int
+    auto_attack_images: int
+
+    @property
+    def measured(self) -> dict[str, int | None]:
+        """How test images are measured: results compare where this is the same."""
+        names = ("test_images", "steps", "restarts", "auto_attack_images")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One setting, trained with several seeds.
+
+    Attributes:
+        cure: its name in the experiment's table.
+        level: radius in 1/255.
+        options: of ``der-tf train``, without the seed.
+    """
+
+    cure: str
+    level: int
+    options: Options
+
+    @property
+    def name(self) -> str:
+        """CURE-LEVEL, which is what ``--only`` selects by."""
+        return f"{self.cure}-{self.level}"
+
+    def configuration(self, seed: int, data_dir: str | None = None) -> Configuration:
+        """The whole configuration of the run with this seed.
+
+        Raises:
+            ValueError: for an option that the run would not read.
+        """
+        return resolve({**self.options, "seed": seed, "data_dir": data_dir})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A question and the runs that answer it.
+
+    Attributes:
+        name: of the command.
+        question: in a sentence.
+        cures: (level, epochs) -> name -> options. The first is the plain setting, by which times
+            are divided.
+        scales: by name.
+    """
+
+    name: str
+    question: str
+    cures: Callable[[int, int], Mapping[str, Options]]
+    scales: Mapping[str, Scale]
+
+    def rows(self, scale: Scale, only: Sequence[str] = ()) -> list[Row]:
+        """The rows of a scale.
+
+        Args:
+            only: names, also with ``*``: ``none-16``, ``der-*``. Default: all.
+
+        Raises:
+            ValueError: for a name that no row has.
+        """
+        rows = [
+            Row(
+                cure=cure,
+                level=level,
+                options={**scale.options, "epsilon": level / 255, **options},
+            )
+            for level in scale.levels
+            for cure, options in self.cures(level, scale.options["epochs"]).items()
+        ]
+        names = [row.name for row in rows]
+        for pattern in only:
+            if not fnmatch.filter(names, pattern):
+                raise ValueError(
+                    f"--only names rows of {self.name}, which are {', '.join(names)}; received "
+                    f"{pattern}"
+                )
+        chosen = {name for pattern in only or ("*",) for name in fnmatch.filter(names, pattern)}
+        return [row for row in rows if row.name in chosen]
+
+
+def arguments(options: Options) -> list[str]:
+    """Options as they are typed after ``der-tf train``."""
+    typed = []
+    for name, value in options.items():
+        if value is True:
+            typed.append(option(name))
+        elif name == "epsilon":
+            typed.append(f"{option(name)}={round(value * 255)}/255")
+        else:
+            text = f"{value:g}" if isinstance(value, float) else value
+            typed.append(f"{option(name)}={text}")
+    return typed
+
+
+# Lambda of GradAlign by radius, its authors' values for CIFAR-10; they end at 16/255.
+GRAD_ALIGN = {8: 0.2, 16: 2.0}
+
+
+def _catastrophic(level: int, epochs: int) -> dict[str, Options]:
+    """Single-step training with each cure, and multi-step training to compare with."""
+    grad_align = GRAD_ALIGN.get(level, GRAD_ALIGN[16])
+    return {
+        "none": {"der_weight": 0},
+        "der": {},
+        "der-start": {"der_reference": "start"},
+        "der-interior": {"der_reference": "interior"},
+        "n-fgsm": {"attack": "n_fgsm", "der_weight": 0},
+        "n-fgsm-der": {"attack": "n_fgsm"},
+        "grad-align": {
+            "recipe": "grad_align",
+            "attack": "fgsm",
+            "grad_align_weight": grad_align,
+        },
+        "aaer": {"recipe": "aaer", "attack": "n_fgsm"},
+        "pgd-5": {"recipe": "rs_fgsm", "attack": "pgd", "steps": 5},
+    }
+
+
+def _robust(level: int, epochs: int) -> dict[str, Options]:
+    """Multi-step training with each cure, far beyond the first decay of the learning rate."""
+    return {
+        "none": {},
+        "der-1": {"der_weight": 1.0},
+        "der-10": {"der_weight": 10.0},
+        "awp": {"awp_gamma": 0.005},
+        "ema": {"ema": 0.99},
+        # The averages begin where the learning rate first decays.
+        "swa": {"swa_start": epochs // 2 + 1},
+        "early-stopping": {"early_stopping": max(1, epochs // 10)},
+        "weat": {"recipe": "weat", "attack": "trades"},
+    }
+
+
+def _ablation(level: int, epochs: int) -> dict[str, Options]:
+    """DER in every form, one thing changed at a time from weight 10."""
+    weights = {f"weight-{weight}": {"der_weight": float(weight)} for weight in (1, 3, 10, 30, 100)}
+    forms: dict[str, Options] = {
+        "absolute": {"der_penalty": "absolute"},
+        "huber": {"der_penalty": "huber"},
+        "hinge": {"der_penalty": "hinge"},
+        "squared-hinge": {"der_penalty": "squared_hinge"},
+        "marginal": {"der_marginal": 1.0, "der_joint": 0.0},
+        "both": {"der_marginal": 1.0, "der_joint": 1.0},
+        "start": {"der_reference": "start"},
+        "interior": {"der_reference": "interior"},
+        "detached": {"der_detached": True},
+        "warm-up": {"der_warmup_epochs": epochs / 2},
+    }
+    tens = {name: {"der_weight": 10.0, **options} for name, options in forms.items()}
+    return {"none": {"der_weight": 0}, **weights, **tens}
+
+
+_SMALL_FAST = {
+    "dataset": "cifar10",
+    "attack": "rs_fgsm",
+    "width": 4,
+    "limit_train": 2560,
+    "validation_size": 256,
+    "batch_size": 32,
+    "epochs": 6,
+}
+_FULL_FAST = {"dataset": "cifar10", "attack": "rs_fgsm", "width": 64, "epochs": 30}
+_FULL = {"test_images": None, "steps": 50, "restarts": 10, "auto_attack_images": 1000}
+_SMALL = {"test_images": 500, "steps": 20, "restarts": 1, "auto_attack_images": 0}
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment(
+            name="catastrophic-overfitting",
+            question="Does single-step training keep its robustness to PGD?",
+            cures=_catastrophic,
+            scales={
+                "small": Scale(options=_SMALL_FAST, levels=(8, 16), seeds=3, **_SMALL),
+                "full": Scale(options=_FULL_FAST, levels=(8, 16, 24), seeds=3, **_FULL),
+            },
+        ),
+        Experiment(
+            name="robust-overfitting",
+            question="Does multi-step training keep the robustness of its best epoch?",
+            cures=_robust,
+            scales={
+                "small": Scale(
+                    options={
+                        "dataset": "cifar10",
+                        "attack": "pgd",
+                        "steps": 3,
+                        "width": 4,
+                        "limit_train": 640,
+                        "validation_size": 256,
+                        "batch_size": 32,
+                        "epochs": 40,
+                    },
+                    levels=(8,),
+                    seeds=3,
+                    **_SMALL,
+                ),
+                "full": Scale(
+                    options={"dataset": "cifar10", "attack": "pgd", "width": 64, "epochs": 200},
+                    levels=(8,),
+                    seeds=3,
+                    **_FULL,
+                ),
+            },
+        ),
+        Experiment(
+            name="der-ablation",
+            question="Which form of DER holds? Judged on validation images.",
+            cures=_ablation,
+            scales={
+                "small": Scale(options=_SMALL_FAST, levels=(8, 16), seeds=1, **_SMALL),
+                "full": Scale(options=_FULL_FAST, levels=(8, 16), seeds=3, **_FULL),
+            },
+        ),
+    )
+}

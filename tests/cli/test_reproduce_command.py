@@ -1,0 +1,116 @@
+"""der-tf reproduce on the smallest real runs."""
+
+import json
+
+import pytest
+
+from der_tf.cli import main
+from der_tf.cli.reproduce import run_experiment
+from der_tf.reproduce.experiments import Experiment, Scale
+
+TINY = {
+    "limit_train": 96,
+    "width": 4,
+    "batch_size": 32,
+    "validation_steps": 1,
+    "validation_size": 20,
+    "epochs": 2,
+}
+SCALE = Scale(
+    options=TINY,
+    levels=(26,),
+    seeds=1,
+    test_images=20,
+    steps=2,
+    restarts=1,
+    auto_attack_images=0,
+)
+EXPERIMENT = Experiment(
+    name="tiny",
+    question="Does it work?",
+    cures=lambda level, epochs: {
+        "none": {"der_weight": 0},
+        "wild": {"der_weight": 0, "learning_rate": 1e30},
+        "swa": {"swa_start": epochs},
+    },
+    scales={"small": SCALE},
+)
+
+
+def reproduced(out, seeds, only=()):
+    run_experiment(EXPERIMENT, SCALE, EXPERIMENT.rows(SCALE, only), seeds=seeds, out=out)
+    return json.loads((out / "results.json").read_text())
+
+
+def test_an_experiment_is_trained_measured_and_taken_up_again(tmp_path, capsys):
+    report = reproduced(tmp_path, 1)
+    out = capsys.readouterr().out
+    assert "Run 1 of 3: none-26, seed 0\n" in out
+    assert "Run 3 of 3: swa-26, seed 0, about" in out
+    rows = {row["cure"]: row for row in report["rows"]}
+    assert list(rows) == ["none", "wild", "swa"]
+
+    # The figures are those of the run's own files.
+    (run,) = rows["swa"]["runs"]
+    assert set(run["test"]) == {"last", "best", "swa"}
+    assert run["test"]["last"]["images"] == 20
+    assert run["test"]["last"]["attacks"]["pgd"]["config"]["steps"] == 2
+    assert [epoch["epoch"] for epoch in run["epochs"]] == [1, 2]
+    last = run["test"]["last"]
+    summary = rows["swa"]["summary"]
+    assert summary["clean"]["mean"] == last["natural"]["accuracy"]
+    assert summary["pgd"]["mean"] == last["attacks"]["pgd"]["accuracy"]
+    assert summary["abnormal"]["mean"] == run["epochs"][-1]["abnormal_fraction"]
+
+    # A loss that is no number is a result too.
+    assert rows["wild"]["summary"]["diverged"] == 1
+    assert "the loss became" in rows["wild"]["runs"][0]["diverged"]
+    assert "0 of 1, 1 diverged" in (tmp_path / "results.md").read_text()
+
+    # What is finished is not repeated, what is missing is added, what was trained but not yet
+    # measured is measured.
+    seed_0, seed_1 = (tmp_path / "none-26" / f"seed-{seed}" for seed in (0, 1))
+    (seed_0 / "result.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("last.keras")}
+    again = reproduced(tmp_path, 2, ["none-26"])
+    out = capsys.readouterr().out
+    assert "2 runs, 0 of them finished" in out
+    assert f"{seed_0} is finished: nothing is trained again" in out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (seed_1 / "last.keras").exists()
+    none, *others = again["rows"]
+    assert none["summary"]["runs"] == 2
+    assert others == [
+        {**row, "summary": {**row["summary"], "relative_time": other["summary"]["relative_time"]}}
+        for row, other in zip(report["rows"][1:], others, strict=True)
+    ]
+    assert none["runs"][0]["test"] == rows["none"]["runs"][0]["test"]
+
+    reproduced(tmp_path, 2, ["none-26"])
+    out = capsys.readouterr().out
+    assert "2 runs, 2 of them finished" in out
+    assert "Loading TensorFlow" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["everything"], "catastrophic-overfitting"),
+        (["der-ablation", "--only=none-16,wrong"], "received wrong"),
+        (["der-ablation", "--seeds=0"], "--seeds"),
+        (["der-ablation", "--scale=medium"], "small"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(arguments, said, capsys):
+    assert main(["reproduce", *arguments]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert said in errors[0]
+
+
+def test_the_list_shows_commands_and_trains_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", "robust-overfitting", "--list", "--only=swa-*"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("swa-8: der-tf train --dataset=cifar10 --attack=pgd ")
+    assert not list(tmp_path.iterdir())
