@@ -21,6 +21,7 @@ class Scale:
     """How large an experiment is trained and measured.
 
     Attributes:
+        name: of ``--scale``.
         options: of every run; those of a cure come first.
         levels: radii of the ball in 1/255.
         seeds: runs of each row, of seeds 0, 1, ...
@@ -30,6 +31,7 @@ class Scale:
         auto_attack_images: the first so many get AutoAttack; 0: none.
     """
 
+    name: str
     options: Options
     levels: tuple[int, ...]
     seeds: int
@@ -201,8 +203,20 @@ _SMALL_FAST = {
     "epochs": 6,
 }
 _FULL_FAST = {"dataset": "cifar10", "attack": "rs_fgsm", "width": 64, "epochs": 30}
-_FULL = {"test_images": None, "steps": 50, "restarts": 10, "auto_attack_images": 1000}
-_SMALL = {"test_images": 500, "steps": 20, "restarts": 1, "auto_attack_images": 0}
+_FULL: dict[str, Any] = {
+    "name": "full",
+    "test_images": None,
+    "steps": 50,
+    "restarts": 10,
+    "auto_attack_images": 1000,
+}
+_SMALL: dict[str, Any] = {
+    "name": "small",
+    "test_images": 500,
+    "steps": 20,
+    "restarts": 1,
+    "auto_attack_images": 0,
+}
 
 EXPERIMENTS = {
     experiment.name: experiment

@@ -121,6 +121,7 @@ def write_report(experiment: Experiment, scale: Scale, out: Path) -> dict[str, A
         "schema": 1,
         "experiment": experiment.name,
         "question": experiment.question,
+        "scale": scale.name,
         "measured": scale.measured,
         "versions": versions(),
         "rows": [
@@ -134,6 +135,7 @@ def write_report(experiment: Experiment, scale: Scale, out: Path) -> dict[str, A
             for row in rows
             if found[row.name]
         ],
+        "not_run": [row.name for row in rows if not found[row.name]],
     }
     write_text(out / "results.json", json.dumps(report, indent=1) + "\n")
     write_text(out / "results.md", f"{experiment.question}\n\n{markdown(report)}")

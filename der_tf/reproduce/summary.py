@@ -23,13 +23,17 @@ MEASURES: Mapping[str, Callable[[Result], float | None]] = {
     "abnormal": lambda run: run["epochs"][-1]["abnormal_fraction"],
     "delta_marginal": lambda run: run["epochs"][-1]["delta_marginal_energy"],
     "delta_joint": lambda run: run["epochs"][-1]["delta_joint_energy"],
-    # The fastest epoch: on a machine that does other things, the others measure those.
-    "images_per_second": lambda run: max(e["images_per_second"] for e in run["epochs"]),
+    "images_per_second": lambda run: _speed(run),
 }
 
 
 def _pgd(run: Result, which: str) -> float:
     return run["test"][which]["attacks"]["pgd"]["accuracy"]
+
+
+def _speed(run: Result) -> float:
+    # The fastest epoch: on a machine that does other things, the others measure those.
+    return max(epoch["images_per_second"] for epoch in run["epochs"])
 
 
 def mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
@@ -54,12 +58,10 @@ def summarize(runs: Sequence[Result], plain: Sequence[Result] = ()) -> dict[str,
     for name, measure in MEASURES.items():
         values = [value for run in finished if (value := measure(run)) is not None]
         summary[name] = mean_and_deviation(values) if values else None
-    speeds = [MEASURES["images_per_second"](run) for run in plain if not run.get("diverged")]
+    speeds = [_speed(run) for run in plain if not run.get("diverged")]
     summary["relative_time"] = None
     if speeds and finished:
-        summary["relative_time"] = max(speeds) / max(
-            MEASURES["images_per_second"](run) for run in finished
-        )
+        summary["relative_time"] = max(speeds) / max(_speed(run) for run in finished)
     summary["runs"] = len(runs)
     summary["diverged"] = len(runs) - len(finished)
     summary["collapsed"] = sum(_pgd(run, "last") < COLLAPSED for run in finished)

@@ -17,6 +17,7 @@ TINY = {
     "epochs": 2,
 }
 SCALE = Scale(
+    name="small",
     options=TINY,
     levels=(26,),
     seeds=1,
@@ -66,6 +67,8 @@ def test_an_experiment_is_trained_measured_and_taken_up_again(tmp_path, capsys):
     assert rows["wild"]["summary"]["diverged"] == 1
     assert "the loss became" in rows["wild"]["runs"][0]["diverged"]
     assert "0 of 1, 1 diverged" in (tmp_path / "results.md").read_text()
+
+    assert report["not_run"] == []
 
     # What is finished is not repeated, what is missing is added, what was trained but not yet
     # measured is measured.

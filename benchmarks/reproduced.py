@@ -1,0 +1,77 @@
+"""The sections of ``docs/results.md`` from the results of ``der-tf reproduce``.
+
+    python benchmarks/reproduced.py OUT/results.json [...] --machine "one thread of 2 busy cores"
+
+Keeps each in ``benchmarks/results/EXPERIMENT-SCALE.json`` (one line a run) and writes its table
+between the markers of the experiment. Without files, writes the tables again from what is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from der_tf.files import write_text
+from der_tf.reproduce.experiments import EXPERIMENTS
+from der_tf.reproduce.summary import markdown
+
+ROOT = Path(__file__).parents[1]
+STORE = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "results.md"
+
+
+def compact(report: dict) -> str:
+    """JSON in which a run takes one line."""
+    rows = [
+        json.dumps({name: value for name, value in row.items() if name != "runs"})[:-1]
+        + ', "runs": [\n  '
+        + ",\n  ".join(json.dumps(run) for run in row["runs"])
+        + "\n ]}"
+        for row in report["rows"]
+    ]
+    head = json.dumps({name: value for name, value in report.items() if name != "rows"})
+    text = head[:-1] + ', "rows": [\n ' + ",\n ".join(rows) + "\n]}\n"
+    assert json.loads(text) == report
+    return text
+
+
+def section(report: dict) -> str:
+    """Markdown: the command, the table, what was left out, and what each row trains."""
+    measured = report["measured"]
+    images = f"the first {measured['test_images']:,}" if measured["test_images"] else "all"
+    cures = ",".join(dict.fromkeys(f"{row['cure']}-*" for row in report["rows"]))
+    left_out = ", ".join(f"`{name}`" for name in report["not_run"]) or "none"
+    commands = "\n".join(f"    {row['command']} --seed=0" for row in report["rows"])
+    return (
+        f"`der-tf reproduce {report['experiment']} --scale {report['scale']} --only '{cures}'` on "
+        f"{report['machine']}; {images} test images. Rows not run: {left_out}.\n\n"
+        f"{markdown(report)}\n"
+        "<details><summary>What each row trains</summary>\n\n"
+        f"{commands}\n\n</details>\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", nargs="*", type=Path)
+    parser.add_argument("--machine", default="", help="what the runs ran on, in words")
+    options = parser.parse_args()
+    for path in options.results:
+        report = {**json.loads(path.read_text()), "machine": options.machine}
+        write_text(STORE / f"{report['experiment']}-{report['scale']}.json", compact(report))
+    page = PAGE.read_text()
+    for name in EXPERIMENTS:
+        begin, end = (
+            f"<!-- {word} benchmarks/reproduced.py {name} -->" for word in ("BEGIN", "END")
+        )
+        kept = [json.loads(path.read_text()) for path in sorted(STORE.glob(f"{name}-*.json"))]
+        if kept:
+            head, tail = page.split(begin)[0], page.split(end)[1]
+            sections = "\n".join(section(report) for report in kept)
+            page = f"{head}{begin}\n{sections}{end}{tail}"
+    PAGE.write_text(page)
+
+
+if __name__ == "__main__":
+    main()
