@@ -166,5 +166,5 @@ def _result(run: Run, scale: Scale, signals: Signals) -> dict[str, Any]:
         say(f"{run.title} diverged: {error}")
         return measuring.diverged(run, scale, str(error))
     say(f"Measuring {run.title} on test images ...")
-    with attack_progress(["pgd", "auto_attack"]) as progress:
+    with attack_progress(scale.test_images or dataset.test_size) as progress:
         return measuring.measure(run, dataset, scale, progress)

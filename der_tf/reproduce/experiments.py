@@ -198,9 +198,10 @@ _SMALL_FAST = {
     "attack": "rs_fgsm",
     "width": 4,
     "limit_train": 2560,
-    "validation_size": 256,
-    "batch_size": 32,
+    "validation_size": 250,
+    "batch_size": 64,
     "epochs": 6,
+    "energy_images": 0,
 }
 _FULL_FAST = {"dataset": "cifar10", "attack": "rs_fgsm", "width": 64, "epochs": 30}
 _FULL: dict[str, Any] = {
@@ -242,9 +243,10 @@ EXPERIMENTS = {
                         "steps": 3,
                         "width": 4,
                         "limit_train": 640,
-                        "validation_size": 256,
+                        "validation_size": 250,
                         "batch_size": 32,
                         "epochs": 40,
+                        "energy_images": 0,
                     },
                     levels=(8,),
                     seeds=3,
