@@ -10,7 +10,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -171,6 +171,35 @@ def attack_progress(total: int) -> Iterator[Progress]:
                 tasks[name] = bars.add_task(name, total=of or total)
             text = f"{name}: {state(name, done, of or total, robust)}"
             bars.update(tasks[name], completed=done, description=text)
+
+        yield show
+
+
+@contextlib.contextmanager
+def image_progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Images done and images a second: a bar on a terminal, else a line every ten seconds."""
+    began = spoke = time.monotonic()
+    if not sys.stdout.isatty():
+
+        def speak(done: int) -> None:
+            nonlocal spoke
+            now = time.monotonic()
+            if now - spoke >= 10 or done == total:
+                say(f"{done:,} of {total:,} images, {done / max(now - began, 1e-9):.1f} images/s")
+                spoke = now
+
+        yield speak
+        return
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TimeElapsedColumn()) as bar:
+        task = bar.add_task("", total=total)
+
+        def show(done: int) -> None:
+            speed = done / max(time.monotonic() - began, 1e-9)
+            bar.update(task, completed=done, description=f"{speed:.1f} images/s")
 
         yield show
 

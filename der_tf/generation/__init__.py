@@ -9,10 +9,12 @@ from der_tf.generation.quality import (
     BiasedScoreWarning,
     Features,
     Score,
+    all_scores,
     extract,
     frechet_distance,
     inception_score,
     kernel_distance,
+    nearest_distances,
     precision_recall,
 )
 
@@ -25,10 +27,12 @@ __all__ = [
     "LocalClasswisePCA",
     "Score",
     "Traces",
+    "all_scores",
     "extract",
     "frechet_distance",
     "inception_score",
     "kernel_distance",
     "load_extractor",
+    "nearest_distances",
     "precision_recall",
 ]

@@ -38,11 +38,12 @@ class Extractor:
         Raises:
             ValueError: for images that it does not take, or answers of other shapes.
         """
-        if images.ndim != 4 or self.channels not in (None, images.shape[-1]):
+        if images.ndim != 4:
             raise ValueError(
                 f"the extractor {self.name} takes images [B, H, W, {self.channels or 'C'}]; "
                 f"received shape {images.shape}"
             )
+        self.check_channels(images.shape[-1])
         features, logits = self.function(tf.constant(images, tf.float32))
         features = np.asarray(features, np.float32)
         features = features.reshape(len(features), -1) if features.ndim > 1 else features
@@ -52,6 +53,18 @@ class Extractor:
                 f"{features.shape} for {len(images)} images"
             )
         return features, None if logits is None else np.asarray(logits, np.float32)
+
+    def check_channels(self, channels: int) -> None:
+        """Refuse images of other channels than the network takes.
+
+        Raises:
+            ValueError: for these.
+        """
+        if self.channels not in (None, channels):
+            raise ValueError(
+                f"the extractor {self.name} takes images of {self.channels} channel(s); received "
+                f"images of {channels}"
+            )
 
 
 def load_extractor(source: Any, name: str | None = None) -> Extractor:
@@ -151,6 +164,13 @@ def _from_saved_model(path: Path, name: str) -> Extractor:
 
 
 def _from_keras(model: keras.Model, name: str) -> Extractor:
+    if isinstance(model, keras.Sequential) and model.built:
+        model = keras.Model(model.inputs, model.outputs[0])
+    if not hasattr(model, "output"):
+        raise ValueError(
+            f"an extractor is a functional or built Sequential Keras model, or any callable; "
+            f"{name} is a {type(model).__name__} without fixed inputs and outputs"
+        )
     if isinstance(model.output, Mapping):
         if "features" not in model.output:
             raise ValueError(

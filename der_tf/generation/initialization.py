@@ -14,13 +14,19 @@ from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
-from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
 
 from der_tf.attacks import streams
 from der_tf.attacks.base import clean_logits
 from der_tf.files import replacing
 from der_tf.generation import seeds as sample_seeds
+from der_tf.generation.decomposition import (
+    as_float,
+    check_counts,
+    checked_images,
+    neighborhoods,
+    principal,
+    stacked,
+)
 
 MODES = ("local", "class", "gaussian", "noise")
 BANK_MEGABYTES = 40.0
@@ -96,13 +102,13 @@ class LocalClasswisePCA:
             ValueError: for other images or labels, a class without images, with a single one, or
                 with no more than ``neighbors``.
         """
-        images, labels = _checked(images, labels)
+        images, labels = checked_images(images, labels)
         self.image_shape = images.shape[1:]
         self.num_classes = int(labels.max()) + 1
         self._variables = self._drawn = self.reference_energies = None
         counts = np.bincount(labels)
         if self.mode != "noise":
-            self._check_counts(counts)
+            check_counts(counts, self.mode, self.neighbors)
         order = np.argsort(labels, kind="stable")
         rows = images.reshape(len(images), -1)[order]
         parts = np.split(rows, np.cumsum(counts)[:-1])
@@ -111,10 +117,10 @@ class LocalClasswisePCA:
             self._arrays = {}
         elif self.mode == "local":
             self._offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-            self._arrays = _neighborhoods(rows, parts, self.neighbors, self.variance)
+            self._arrays = neighborhoods(rows, parts, self.neighbors, self.variance)
         else:
             share = 1.0 if self.mode == "gaussian" else self.variance
-            self._arrays = _stacked([_principal(part, share) for part in parts])
+            self._arrays = stacked([principal(part, share) for part in parts])
         return self
 
     def sample(self, labels: Any, seeds: Any) -> tf.Tensor:
@@ -263,7 +269,7 @@ class LocalClasswisePCA:
                 means[row] = self._arrays["means"][index]
                 components[row] = self._arrays["components"][index]
                 continue
-            near = _as_float(self._arrays["images"][self._arrays["neighbors"][index]])
+            near = as_float(self._arrays["images"][self._arrays["neighbors"][index]])
             means[row] = near.mean(axis=0)
             components[row] = self._arrays["mixtures"][index].T @ (near - near.mean(axis=0))
         return offsets, {"means": means, "components": components}
@@ -286,7 +292,7 @@ class LocalClasswisePCA:
         self._require_fitted()
         if not 0 <= quantile <= 1:
             raise ValueError(f"quantile is in [0, 1]; received {quantile!r}")
-        images, labels = _checked(images, labels)
+        images, labels = checked_images(images, labels)
         if images.shape[1:] != self.image_shape or len(np.unique(labels)) != self.num_classes:
             raise ValueError(
                 f"reference energies take images {self.image_shape} of all {self.num_classes} "
@@ -348,101 +354,3 @@ class LocalClasswisePCA:
     def _require_fitted(self) -> None:
         if not self.num_classes:
             raise ValueError("LocalClasswisePCA is not fitted yet: call fit(images, labels) first")
-
-    def _check_counts(self, counts: np.ndarray) -> None:
-        needed = 1 + (self.neighbors if self.mode == "local" else 1)
-        scarce = np.flatnonzero(counts < needed)
-        if scarce.size == 0:
-            return
-        y = scarce[0]
-        if self.mode != "local" or counts[y] < 2:
-            raise ValueError(
-                f"every class 0..{len(counts) - 1} has at least 2 images; received {counts[y]} of "
-                f"class {y}"
-            )
-        raise ValueError(
-            f"neighbors is less than the images of a class; received neighbors={self.neighbors} "
-            f"and {counts[y]} images of class {y}"
-        )
-
-
-def _checked(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = np.asarray(images), np.asarray(labels)
-    if (
-        images.ndim != 4
-        or labels.shape != images.shape[:1]
-        or len(labels) == 0
-        or not np.issubdtype(labels.dtype, np.integer)
-        or labels.min() < 0
-    ):
-        raise ValueError(
-            "images are [N, H, W, C] and labels integers [N] from 0, at least one; received images "
-            f"of shape {images.shape} and {labels.dtype} labels of shape {labels.shape}"
-        )
-    if not (images.min() >= 0 and images.max() <= 1):  # false for NaN too
-        raise ValueError(
-            "images are finite and in [0, 1]; received values from "
-            f"{np.nanmin(images):g} to {np.nanmax(images):g}"
-        )
-    return images.astype(np.float32, copy=False), labels
-
-
-def _as_float(stored: np.ndarray) -> np.ndarray:
-    return stored / np.float32(255) if stored.dtype == np.uint8 else stored.astype(np.float32)
-
-
-def _compact(rows: np.ndarray) -> np.ndarray:
-    """Pixels of 8 bits as uint8, others as float16."""
-    levels = np.rint(rows * 255)
-    exact = np.abs(levels - rows * 255).max() < 1e-3
-    return levels.astype(np.uint8) if exact else rows.astype(np.float16)
-
-
-def _neighborhoods(
-    rows: np.ndarray, parts: list[np.ndarray], neighbors: int, share: float
-) -> dict[str, np.ndarray]:
-    """Each image's neighbourhood, itself included, and how to mix it.
-
-    The PCA of n centred images Xc = U S V^T has s_i PC_i = (U[:, i] / sqrt(n - 1)) Xc: the
-    mixtures U / sqrt(n - 1), n numbers a component, stand for components of a whole image each.
-    """
-    size = neighbors + 1
-    found = np.zeros((len(rows), size), np.int32)
-    mixtures = np.zeros((len(rows), size, neighbors), np.float32)
-    kept = 1
-    start = 0
-    for part in parts:
-        search = NearestNeighbors(n_neighbors=neighbors, algorithm="brute").fit(part)
-        near = search.kneighbors(return_distance=False)  # without the image itself
-        near = np.concatenate([np.arange(len(part))[:, None], near], axis=1)
-        found[start : start + len(part)] = start + near
-        for row, indices in enumerate(near, start):
-            neighborhood = part[indices]
-            if not np.ptp(neighborhood, axis=0).any():
-                continue  # copies of one image: nothing to mix
-            pca = PCA(None if share == 1 else share, svd_solver="full")
-            scores = pca.fit_transform(neighborhood.astype(np.float64))
-            # The last of as many components as images is rounding error.
-            rank = min(neighbors, int(np.count_nonzero(pca.singular_values_ > 1e-9)))
-            mixture = scores[:, :rank] / pca.singular_values_[:rank] / np.sqrt(neighbors)
-            mixtures[row, :, :rank] = mixture
-            kept = max(kept, rank)
-        start += len(part)
-    return {"images": _compact(rows), "neighbors": found, "mixtures": mixtures[..., :kept]}
-
-
-def _principal(rows: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mean ``[D]`` and components ``[R, D]`` scaled to their standard deviations."""
-    if not np.ptp(rows, axis=0).any():
-        return rows[0], np.zeros((1, rows.shape[1]), np.float32)
-    pca = PCA(None if share == 1 else share, svd_solver="full").fit(rows)
-    return pca.mean_, np.sqrt(pca.explained_variance_)[:, None] * pca.components_
-
-
-def _stacked(models: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
-    most = max(len(components) for _, components in models)
-    padded = [np.pad(c, ((0, most - len(c)), (0, 0))) for _, c in models]
-    return {
-        "means": np.stack([mean for mean, _ in models]).astype(np.float32),
-        "components": np.stack(padded).astype(np.float32),
-    }

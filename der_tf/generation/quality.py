@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from sklearn.metrics import pairwise_distances_chunked
+from sklearn.metrics import pairwise_distances_argmin_min, pairwise_distances_chunked
 
 from der_tf.generation.extractors import Extractor, load_extractor
 from der_tf.generation.tfgan import classifier_metrics
@@ -221,6 +221,46 @@ def precision_recall(
     recall = _share_inside(second.features, first.features, neighbors)
     counts = (first.extractor, len(first), len(second))
     return Score("precision", precision, *counts), Score("recall", recall, *counts)
+
+
+def all_scores(samples: Features, reference: Features) -> tuple[list[Score], list[str]]:
+    """IS (where there are logits), FID, KID, precision and recall, and the warnings as sentences.
+
+    Raises:
+        ValueError, ImportError: as each of them.
+    """
+    with warnings.catch_warnings(record=True) as noticed:
+        warnings.simplefilter("always", BiasedScoreWarning)
+        scores = [
+            *([inception_score(samples)] if samples.logits is not None else []),
+            frechet_distance(samples, reference),
+            kernel_distance(samples, reference),
+            *precision_recall(samples, reference),
+        ]
+    return scores, [
+        str(one.message) for one in noticed if issubclass(one.category, BiasedScoreWarning)
+    ]
+
+
+def nearest_distances(images: np.ndarray, training: np.ndarray) -> np.ndarray:
+    """Euclidean distance of each image to the nearest training image: 0 is a copy.
+
+    Args:
+        images: ``[N, H, W, C]`` in [0, 1].
+        training: ``[M, H, W, C]`` in [0, 1].
+
+    Returns:
+        float ``[N]``, the norm over all pixels and channels.
+
+    Raises:
+        ValueError: for images of two shapes.
+    """
+    if images.shape[1:] != training.shape[1:] or images.ndim != 4:
+        raise ValueError(
+            f"images of one shape are compared; received {images.shape} and {training.shape}"
+        )
+    rows, others = (part.reshape(len(part), -1) for part in (images, training))
+    return pairwise_distances_argmin_min(rows, others)[1]
 
 
 def _frechet(first: np.ndarray, second: np.ndarray) -> float:

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -90,6 +91,10 @@ def test_everything_is_written_and_a_stopped_command_goes_on(model, extractor, t
 
 
 def test_bad_arguments_are_one_line(model, tmp_path, capsys):
+    colours = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(4), keras.layers.ReLU()]
+    )
+    colours.save(tmp_path / "colours.keras")
     out = ["--out", str(tmp_path / "out")]
     for arguments, sentence in [
         (["--classes", "3,12"], "--classes takes 0..9 or names"),
@@ -97,6 +102,10 @@ def test_bad_arguments_are_one_line(model, tmp_path, capsys):
         (["--neighbors", "200"], "neighbors is less than the images of a class"),
         (["--metrics"], "--metrics and --extractor go together"),
         (["--metrics", "--extractor", "nowhere"], "there is no such file"),
+        (
+            ["--metrics", "--extractor", str(tmp_path / "colours.keras")],
+            "colours takes images of 3 channel(s); received images of 1",
+        ),
         (["--quantile", "2"], "quantile is in [0, 1]; received 2"),
     ]:
         assert main(["generate", model, *FAST, *out, *arguments]) == 2

@@ -43,7 +43,6 @@ def test_the_stationary_law_on_a_gaussian_energy(noise, momentum, heun):
     noisy = np.array([spread, 0.0])
     if heun:
         # The second gradient is that at x + v' + spread n of the plain step.
-        # The second gradient is that at x + v' + spread n of the plain step.
         half = drift / 2
         there = np.array([plain[0], plain[0]])
         velocity = np.array([[-half, momentum], [-half, momentum]]) - half * there

@@ -12,11 +12,13 @@ from scipy.spatial.distance import cdist
 from der_tf.generation import (
     BiasedScoreWarning,
     Features,
+    all_scores,
     extract,
     frechet_distance,
     inception_score,
     kernel_distance,
     load_extractor,
+    nearest_distances,
     precision_recall,
 )
 
@@ -105,6 +107,28 @@ def test_too_few_images_are_warned_of_with_a_number():
     with pytest.warns(BiasedScoreWarning, match=r"8 images on 20 features.*halves.*8 images each"):
         score = frechet_distance(features(one), features(other))
     assert score.value > 1
+
+
+def test_all_scores_are_those_of_each_with_warnings_as_sentences():
+    one = features(gaussians(8, size=20), logits=gaussians(8, size=5))
+    other = features(gaussians(40, size=20, seed=1))
+    scores, notes = all_scores(one, other)
+    assert [score.name for score in scores] == ["IS", "FID", "KID", "precision", "recall"]
+    assert scores[0].value == inception_score(one).value
+    assert scores[3].value == precision_recall(one, other)[0].value
+    assert len(notes) == 1
+    assert "8 images on 20 features" in notes[0]
+    assert all_scores(other, other)[0][0].name == "FID"  # without logits
+
+
+def test_the_nearest_training_image():
+    training = pictures(50)
+    distances = nearest_distances(pictures(5, seed=1), training)
+    expected = cdist(pictures(5, seed=1).reshape(5, -1), training.reshape(50, -1)).min(1)
+    np.testing.assert_allclose(distances, expected, rtol=1e-5)
+    assert nearest_distances(training[7:9], training).max() < 1e-3
+    with pytest.raises(ValueError, match=r"one shape.*\(5, 6, 6, 1\)"):
+        nearest_distances(pictures(5, channels=1), training)
 
 
 def test_two_extractors_are_never_compared():
@@ -202,7 +226,7 @@ def test_the_frozen_inception_graph(tmp_path):
 
 
 def test_bad_input_is_one_sentence(classifier, tmp_path):
-    with pytest.raises(ValueError, match=r"tiny takes images \[B, H, W, 3\]; .*\(10, 6, 6, 1\)"):
+    with pytest.raises(ValueError, match=r"tiny takes images of 3 channel\(s\); .*images of 1"):
         inception_score(pictures(channels=1), classifier)
     with pytest.raises(ValueError, match=r"in \[0, 1\]; received values from"):
         inception_score(pictures() * 255, classifier)
@@ -212,6 +236,8 @@ def test_bad_input_is_one_sentence(classifier, tmp_path):
         inception_score(pictures())
     with pytest.raises(ValueError, match="there is no such file"):
         load_extractor(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="new is a Sequential without fixed inputs"):
+        load_extractor(keras.Sequential([keras.layers.Dense(2)], name="new"))
     with pytest.raises(ValueError, match="received a int"):
         load_extractor(3)
     with pytest.raises(ValueError, match="at least one image"):
