@@ -5,6 +5,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 from der_tf.generation import LocalClasswisePCA
+from der_tf.generation.decomposition import neighborhoods
 from tests.generation.conftest import GaussianEnergy, clusters
 
 COUNT = 2000
@@ -59,6 +60,28 @@ def test_local_draws_have_the_law_of_a_mixture_over_anchors(data, levels):
     )
     expected = np.linalg.eigvalsh(within + between)[::-1]
     np.testing.assert_allclose(spectrum(drawn)[:4], expected[:4], rtol=0.12)
+
+
+@pytest.mark.parametrize("share", [0.6, 0.95, 1.0])
+def test_a_neighbourhood_is_decomposed_as_scikit_learn_does(data, share):
+    rows = data[0].reshape(len(data[0]), -1)
+    fitted = neighborhoods(rows, [rows], 7, share)
+    ranks = set()
+    for near, mixture in zip(fitted["neighbors"], fitted["mixtures"], strict=True):
+        images = rows[near].astype(np.float64)
+        pca = PCA(None if share == 1 else share, svd_solver="full").fit(images)
+        kept = min(pca.n_components_, 7)  # the eighth is rounding error
+        ranks.add(kept)
+        expected = np.sqrt(pca.explained_variance_[:kept, None]) * pca.components_[:kept]
+        components = mixture.T.astype(np.float64) @ (images - images.mean(axis=0))
+        assert not components[kept:].any()
+        # Signs are free.
+        np.testing.assert_allclose(
+            components[:kept].T @ components[:kept], expected.T @ expected, atol=1e-6
+        )
+        lengths = np.linalg.norm(components[:kept], axis=1)
+        np.testing.assert_allclose(lengths**2, pca.explained_variance_[:kept], atol=1e-6)
+    assert len(ranks) > 1 or share == 1
 
 
 def test_without_spread_a_draw_is_the_mean_of_a_neighbourhood(data):

@@ -1,0 +1,118 @@
+"""Table and pictures of ``docs/generation.md`` from what ``generation_quality.py`` has left.
+
+    python benchmarks/generation_report.py RESULTS --machine "2 shared x86-64 cores, 1 thread"
+
+Keeps the numbers in ``benchmarks/results/generation_quality.json``, writes the table between the
+markers of ``docs/generation.md`` and the pictures into ``docs/figures``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from generation_quality import BASE, CURVES, REAL, comparison, curves, file_name
+from matplotlib.figure import Figure
+
+from der_tf.generation import pictures
+
+ROOT = Path(__file__).parents[1]
+STORE = ROOT / "benchmarks" / "results" / "generation_quality.json"
+PAGE = ROOT / "docs" / "generation.md"
+FIGURES = ROOT / "docs" / "figures"
+BEGIN, END = "<!-- BEGIN benchmarks/generation_report.py -->", "<!-- END -->"
+SHOWN = "local, guided, adaptive"
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown: a row a setting of the comparison."""
+    rows = [one for one in results if not one["name"].startswith("k = ")]
+    judged = any("judge_agreement" in one for one in rows)
+    lines = [
+        "| starts, guidance, stopping | FID | IS | precision | recall | mean energy | "
+        f"agreement{' / judge' if judged else ''} | nearest training image | mean steps |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in rows:
+        scores = one["scores"]
+        agreement = f"{one['agreement']:.1%}"
+        if judged:
+            agreement += f" / {one['judge_agreement']:.1%}"
+        steps = f"{one['mean_steps_taken']:.1f}" if "mean_steps_taken" in one else "–"
+        lines.append(
+            f"| {one['name']} | {scores['FID']:.1f} | {scores['IS']:.2f} | "
+            f"{scores['precision']:.3f} | {scores['recall']:.3f} | "
+            f"{one['mean_joint_energy']:.2f} | {agreement} | "
+            f"{one['nearest_median']:.2f} ({one['nearest_lowest']:.2f}) | {steps} |"
+        )
+    return "\n".join(lines)
+
+
+def save_curves(results: dict[str, dict[str, Any]]) -> None:
+    """Quality against variability: precision against recall, and FID against steps."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    trade, fid = figure.subplots(1, 2)
+    for place, k in enumerate(CURVES["neighbors"]):
+        fixed = {steps: results.get(f"k = {k}, {steps} steps") for steps in CURVES["steps"]}
+        fixed = {steps: one["scores"] for steps, one in fixed.items() if one}
+        if not fixed:
+            continue
+        color = f"C{place}"
+        recall = [scores["recall"] for scores in fixed.values()]
+        precision = [scores["precision"] for scores in fixed.values()]
+        trade.plot(recall, precision, "o-", color=color, label=f"k = {k}")
+        for steps, x, y in zip(fixed, recall, precision, strict=True):
+            trade.annotate(str(steps), (x, y), textcoords="offset points", xytext=(4, 4))
+        fid.plot(list(fixed), [s["FID"] for s in fixed.values()], "o-", color=color)
+        adaptive = results.get(f"k = {k}, adaptive")
+        if adaptive:
+            scores = adaptive["scores"]
+            trade.plot(scores["recall"], scores["precision"], "*", color=color, ms=14)
+            fid.plot(adaptive["mean_steps_taken"], scores["FID"], "*", color=color, ms=14)
+    trade.set(xlabel="recall (variability)", ylabel="precision (quality)")
+    trade.set_title("fixed steps at the points; star: adaptive", fontsize="medium")
+    trade.legend()
+    fid.set(xlabel="steps (star: mean steps of adaptive stopping)", ylabel="EffNet-FID")
+    figure.savefig(FIGURES / "generation-curves.png", dpi=80)
+
+
+def first_of_classes(path: Path, count: int) -> np.ndarray:
+    """``[K, count, H, W, C]`` in [0, 1]: the first images of each class."""
+    with np.load(path) as file:
+        images, labels = file["images"] / np.float32(255), file["labels"]
+    return np.stack([images[labels == y][:count] for y in range(labels.max() + 1)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, help="the --out of generation_quality.py")
+    parser.add_argument("--machine", required=True, help="what it ran on, in words")
+    options = parser.parse_args()
+    results = [json.loads(path.read_text()) for path in sorted(options.results.glob("*.json"))]
+    order = [REAL, *comparison(BASE), *curves(BASE)]
+    results = [one for one in results if one["name"] in order]  # what was varied stays out
+    results.sort(key=lambda one: order.index(one["name"]))
+    STORE.parent.mkdir(exist_ok=True)
+    STORE.write_text(json.dumps({"machine": options.machine, "runs": results}, indent=1) + "\n")
+    by_name = {one["name"]: one for one in results}
+    head, rest = PAGE.read_text().split(BEGIN)
+    PAGE.write_text(f"{head}{BEGIN}\n{table(results)}\n{END}{rest.split(END, 1)[1]}")
+    FIGURES.mkdir(exist_ok=True)
+    save_curves(by_name)
+    names = by_name[SHOWN]["class_names"]
+    pictures.save_grid(
+        FIGURES / "generation-samples.png",
+        first_of_classes(options.results / f"{file_name(SHOWN)}.npz", 10),
+        names,
+    )
+    shown = [name for name in by_name if name in {REAL, *comparison(BASE)}]
+    rows = [first_of_classes(options.results / f"{file_name(name)}.npz", 1)[:, 0] for name in shown]
+    pictures.save_grid(FIGURES / "generation-settings.png", np.stack(rows), shown)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
