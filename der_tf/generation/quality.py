@@ -8,6 +8,7 @@ than Inception the scores are of that extractor, and say so.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -24,7 +25,7 @@ class BiasedScoreWarning(UserWarning):
     """A distance is estimated from too few images to be compared with published ones."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Features:
     """What an extractor says of a set of images.
 
@@ -141,11 +142,11 @@ def frechet_distance(
     value = _frechet(first.features, second.features)
     dimensions, count = first.features.shape[1], min(len(first), len(second))
     if count <= dimensions and len(second) >= 4:
-        halves = np.random.default_rng(0).permutation(len(second))[: 2 * count]
-        one, other = (second.features[half] for half in np.array_split(halves, 2))
+        half = min(count, len(second) // 2)
+        apart = _between_halves(second, half)
         warnings.warn(
             f"FID of {count} images on {dimensions} features is biased upwards: two halves of the "
-            f"reference, {len(one)} images each, are {_frechet(one, other):.3g} apart; compare it "
+            f"reference, {half} images each, are {apart:.3g} apart; compare it "
             f"only with scores of as many images, or take more than {dimensions}",
             BiasedScoreWarning,
             stacklevel=2,
@@ -268,6 +269,13 @@ def _frechet(first: np.ndarray, second: np.ndarray) -> float:
         tf.constant(first, tf.float64), tf.constant(second, tf.float64)
     )
     return float(value)
+
+
+@functools.lru_cache(maxsize=1)  # the same at every score against one reference
+def _between_halves(reference: Features, half: int) -> float:
+    shuffled = np.random.default_rng(0).permutation(len(reference))
+    one, other = (reference.features[shuffled[part : part + half]] for part in (0, half))
+    return _frechet(one, other)
 
 
 def _share_inside(points: np.ndarray, manifold: np.ndarray, neighbors: int) -> float:
