@@ -41,8 +41,8 @@ def measure(model, defense, images, labels, attacks, options) -> dict:
     """Accuracies of the model with and without the defence, natural and under each attack."""
     import numpy as np
 
-    from der_tf.evaluation import evaluate
-    from der_tf.evaluation.report import wilson_interval
+    from der_tf.evaluation import evaluate, evaluate_defense, wilson_interval
+    from der_tf.evaluation.defended import VIEWS
 
     def share(right) -> dict:
         right = np.asarray(right)
@@ -51,35 +51,30 @@ def measure(model, defense, images, labels, attacks, options) -> dict:
             "interval": wilson_interval(int(right.sum()), len(right)),
         }
 
-    def run(attacked, views) -> dict:
-        began = time.perf_counter()
-        result = evaluate(
-            attacked,
-            images,
-            labels,
-            attacks=views,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            progress=lambda name, done, total, *_: print(
-                f"    {name}: {done} of {total}, {time.perf_counter() - began:.0f} s", flush=True
-            ),
-        )
-        return {
-            "natural": share(result.natural.correct),
-            **{name: share(~found.success) for name, found in result.attacks.items()},
-            "worst_case": share(~result.worst_case_success),
-        }
-
+    began = time.perf_counter()
+    common = {
+        "attacks": attacks,
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+        "progress": lambda name, done, total, _: print(
+            f"    {name}: {done} of {total}, {time.perf_counter() - began:.0f} s", flush=True
+        ),
+    }
     if defense is None:
-        return run(model, attacks)
-    wrapped, bpda = defense.wrap(model), defense.wrap(model, bpda=True)
-    views = {}
-    for name, attack in attacks.items():
-        # An attack that is called in a graph takes its seed from its own field.
-        views[f"{name}, plain"] = lambda _, x, y, attack=attack: attack(model, x, y)
-        views[f"{name}, adaptive"] = lambda _, x, y, attack=attack: attack(wrapped, x, y)
-        views[f"{name}, BPDA"] = lambda _, x, y, attack=attack: attack(bpda, x, y)
-    return run(wrapped, views)
+        result = evaluate(model, images, labels, **common)
+        found = {name: attack.success for name, attack in result.attacks.items()}
+    else:
+        result = evaluate_defense(model, defense, images, labels, **common)
+        found = {
+            f"{name}, {VIEWS[view]}": attack.success
+            for view, evaluation in result.views.items()
+            for name, attack in evaluation.attacks.items()
+        }
+    return {
+        "natural": share(result.natural.correct),
+        **{name: share(~success) for name, success in found.items()},
+        "worst case": share(~result.worst_case_success),
+    }
 
 
 def drawn(data, part: str, count: int, seed: int):
@@ -109,7 +104,7 @@ def run(options: argparse.Namespace) -> dict:
     )
 
     def attack(name, steps):
-        return attacks.get(name, epsilon=options.epsilon, steps=steps, seed=options.seed)
+        return attacks.get(name, epsilon=options.epsilon, steps=steps)
 
     record = {
         "command": f"python benchmarks/defend.py MODEL.keras --dataset {options.dataset}",
@@ -136,7 +131,7 @@ def run(options: argparse.Namespace) -> dict:
         measured = measure(model, EnergyDescent(**setting), x, y, weak, options)
         record["settings"].append({**setting, **measured})
         keep()
-    best = max(record["settings"], key=lambda found: found["worst_case"]["accuracy"])
+    best = max(record["settings"], key=lambda found: found["worst case"]["accuracy"])
     chosen = {name: best[name] for name in ("step_size", "radius", "steps")}
     print(f"chosen {chosen}", flush=True)
     x, y = drawn(loaded, "test", options.num_examples, options.seed)
@@ -171,8 +166,8 @@ def table(record: dict) -> str:
         "|---" * (3 + len(columns)) + "|",
     ]
     none = record["undefended"]
-    cells = [none["natural"], none["PGD-10"], none["PGD-10"], none["PGD-10"], none["worst_case"]]
-    lines.append("| undefended | | | " + " | ".join(percent(cell) for cell in cells) + " |")
+    natural, attacked, worst = map(percent, none.values())
+    lines.append(f"| undefended | | | {natural} | {attacked} | | | {worst} |")
     for found in record["settings"]:
         cells = " | ".join(percent(found[name]) for name in columns)
         lines.append(f"| {found['step_size']} | {found['radius']} | {found['steps']} | {cells} |")

@@ -229,15 +229,22 @@ def _duration(seconds: float) -> str:
 
 
 def show_table(report: dict[str, Any], title: str) -> None:
-    """An evaluation's report as a table."""
+    """An evaluation's report as a table, and one more where a defence was measured."""
+    from der_tf.evaluation import report as reports
+
+    _show(title, reports.HEADER, reports.rows(report))
+    if "defense" in report:
+        _show("Behind the defence", reports.DEFENSE_HEADER, reports.defense_rows(report))
+        say(reports.defense_summary(report))
+
+
+def _show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from der_tf.evaluation.report import HEADER, rows
-
     table = Table(title=title, title_justify="left")
-    for column in HEADER:
+    for column in header:
         table.add_column(column, justify="left" if column == "images" else "right")
-    for row in rows(report):
+    for row in rows:
         table.add_row(*row)
     Console().print(table)

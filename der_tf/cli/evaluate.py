@@ -23,12 +23,14 @@ from der_tf.cli.console import (
     say,
     show_table,
 )
+from der_tf.cli.defense_options import DefenseOptions
 from der_tf.files import write_text
 from der_tf.training.faults import Interrupted, Signals, writing
 from der_tf.training.recipes import resolve
 
 if TYPE_CHECKING:
     from der_tf.data import ImageData
+    from der_tf.defenses import EnergyDescent
     from der_tf.evaluation.loading import Classifier
 
 
@@ -94,6 +96,16 @@ def evaluate(
             "RUN/evaluations/SUITE, for a model runs/evaluations/NAME-SUITE (or ATTACKS)."
         ),
     ] = None,
+    defend: Annotated[
+        bool,
+        Parameter(
+            help="Measure the model behind the energy-guided defence too: under the attacks as "
+            "they are, and under those that go through it (many times slower). Default: no.",
+            negative="",
+            show_default=False,
+        ),
+    ] = False,
+    defense: DefenseOptions = DefenseOptions(),  # noqa: B008 (it is immutable)
     debug: Debug = False,
 ) -> None:
     """Attack a trained classifier on test images: accuracies, 95 % intervals, energies, worst case.
@@ -102,6 +114,8 @@ def evaluate(
     is repeated.
     """
     names = _names(suite, attacks, steps, restarts)
+    if defense != DefenseOptions() and not defend:
+        raise UsageError("the options of a defence go with --defend; received them without it")
     with Signals() as signals:
         say("Loading TensorFlow ...")
         load_tensorflow(debug)
@@ -159,8 +173,10 @@ def evaluate(
             "threat_model": {"norm": base.norm, "epsilon": base.epsilon},
             "arguments": sys.argv[1:],
         }
-        place = out or _default_place(classifier, [suite] if suite else names, num_examples)
-        _measure(classifier, images, chosen, num_examples, about, place, signals)
+        called = [*([suite] if suite else names), *(["defended"] if defend else [])]
+        place = out or _default_place(classifier, called, num_examples)
+        descent = defense.build() if defend else None
+        _measure(classifier, images, chosen, descent, num_examples, about, place, signals)
 
 
 def _names(
@@ -182,6 +198,7 @@ def _measure(
     classifier: Classifier,
     images: ImageData,
     attacks: dict[str, Any],
+    defense: EnergyDescent | None,
     num_examples: int | None,
     about: dict[str, Any],
     place: Path,
@@ -209,15 +226,24 @@ def _measure(
                 progress(*state)
                 signals.check()
 
+            options: dict[str, Any] = {
+                "attacks": attacks,
+                "ball": (ball["norm"], ball["epsilon"]) if about["suite"] else None,
+                "seed": seed,
+                "progress": tell,
+            }
             result = measure.evaluate(
-                classifier.model,
-                test,
-                attacks=attacks,
-                ball=(ball["norm"], ball["epsilon"]) if about["suite"] else None,
-                seed=seed,
-                state_path=state / "attacks",
-                progress=tell,
+                classifier.model, test, state_path=state / "attacks", **options
             )
+            samples, defended = result.samples(), {}
+            seconds = {name: found.seconds for name, found in result.attacks.items()}
+            if defense:
+                behind = measure.evaluate_defense(
+                    classifier.model, defense, test, state_path=state / "defended", **options
+                )
+                samples |= behind.samples()
+                seconds |= behind.seconds()
+                defended = {"defense": measure.defense_to_dict(behind)}
     except Interrupted as interrupted:
         raise interrupted.add(
             f"what is measured is kept in {state}; the same command goes on"
@@ -225,7 +251,8 @@ def _measure(
     report = {
         **about,
         **measure.to_dict(result),
-        "seconds": {name: round(found.seconds, 3) for name, found in result.attacks.items()},
+        **defended,
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "warnings": warnings,
         "notes": [suites.NOT_RUN[about["suite"]]] if about["suite"] in suites.NOT_RUN else [],
         "samples": f"{place.name}.npz",
@@ -236,7 +263,7 @@ def _measure(
         say(f"Warning: {warning}")
     with writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-        measure.save_samples(Path(f"{place}.npz"), result)
+        measure.save_samples(Path(f"{place}.npz"), samples)
         write_text(f"{place}.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
         write_text(f"{place}.md", card.to_card(report))
     parts.remove(state)

@@ -11,7 +11,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from der_tf.evaluation.report import fraction, table, to_markdown
+from der_tf.evaluation.report import (
+    DEFENSE_HEADER,
+    defense_rows,
+    defense_summary,
+    fraction,
+    table,
+    to_markdown,
+)
 from der_tf.training.run_directory import git_commit, versions
 
 
@@ -69,6 +76,9 @@ def to_card(report: dict[str, Any]) -> str:
         )
     sections.append(table(("", ""), _facts(report)))
     sections.append("## Accuracy\n\n" + to_markdown(report) + "\n" + _HOW_TO_READ)
+    if "defense" in report:
+        rows = table(DEFENSE_HEADER, defense_rows(report))
+        sections.append(f"## Defence\n\n{defense_summary(report)}.\n\n{rows}\n{_ATTACKERS}")
     for name, result in report["attacks"].items():
         if "log" in result:
             sections.append(f"## {name}, attack by attack\n\n{_log(result['log'])}")
@@ -84,6 +94,12 @@ _HOW_TO_READ = (
     "Accuracy is the share of all images that are classified rightly after the attack; intervals "
     "are Wilson's. dE(x) = E(x) - E(x\\*) and dE(x, y) = E(x, y) - E(x\\*, y) are means in nats; "
     "abnormal are images whose cross-entropy the attack has lowered.\n"
+)
+
+_ATTACKERS = (
+    "Plain attacks are made against the undefended model and know nothing of the defence: they say "
+    "little of its worth. Adaptive ones differentiate through the transformation; BPDA (Athalye et "
+    "al., 2018) takes its backward pass as the identity.\n"
 )
 
 

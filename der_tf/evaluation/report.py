@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from der_tf.evaluation.defended import VIEWS, DefenseEvaluation
 from der_tf.evaluation.results import AttackResult, Evaluation, configuration
 
 HEADER = ("images", "accuracy", "95 % interval", "dE(x)", "dE(x, y)", "abnormal")
+DEFENSE_HEADER = ("images", "undefended", *(f"defended, {name}" for name in VIEWS.values()))
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
@@ -35,6 +37,20 @@ def to_dict(evaluation: Evaluation) -> dict[str, Any]:
             "joint_energy": float(natural.joint_energy.mean()),
         },
         "attacks": {name: _attack(result) for name, result in evaluation.attacks.items()},
+        "worst_case": _share(~evaluation.worst_case_success),
+    }
+
+
+def defense_to_dict(evaluation: DefenseEvaluation) -> dict[str, Any]:
+    """The same of a defended model by attacker, and its worst case over all of them."""
+    views = {view: to_dict(found) for view, found in evaluation.views.items()}
+    return {
+        "config": dict(evaluation.defense.get_config()),
+        "natural": views["plain"]["natural"],
+        "views": {
+            view: {name: found[name] for name in ("attacks", "worst_case")}
+            for view, found in views.items()
+        },
         "worst_case": _share(~evaluation.worst_case_success),
     }
 
@@ -71,6 +87,30 @@ def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     if len(report["attacks"]) > 1:
         found.append(("worst case", *_accuracy(report["worst_case"]), "", "", ""))
     return found
+
+
+def defense_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Rows under :data:`DEFENSE_HEADER` of a report whose ``defense`` is from defense_to_dict."""
+    defense = report["defense"]
+    views = [report, *defense["views"].values()]
+    natural = _accuracy(defense["natural"])[0]
+    found = [("natural", _accuracy(report["natural"])[0], *[natural] * len(VIEWS))]
+    for name, result in report["attacks"].items():
+        cells = [_accuracy(view["attacks"][name])[0] for view in views]
+        found.append((_describe(name, result["config"]), *cells))
+    found.append(("worst case", *(_accuracy(view["worst_case"])[0] for view in views)))
+    return found
+
+
+def defense_summary(report: dict[str, Any]) -> str:
+    """What the defence leaves right in the worst case over all attackers, beside none."""
+    settings = ", ".join(f"{name}={v}" for name, v in report["defense"]["config"].items())
+    accuracy, interval = _accuracy(report["defense"]["worst_case"])
+    without, other = _accuracy(report["worst_case"])
+    return (
+        f"EnergyDescent({settings}): {accuracy} (95 %: {interval}) right under every attacker; "
+        f"undefended {without} ({other})"
+    )
 
 
 def to_markdown(report: dict[str, Any]) -> str:

@@ -130,7 +130,7 @@ class Evaluation:
         return found
 
 
-def save_samples(path: Path, evaluation: Evaluation) -> None:
+def save_samples(path: Path, samples: Mapping[str, np.ndarray]) -> None:
     """Write :meth:`Evaluation.samples` as a compressed ``.npz``, whole or not at all."""
     with replacing(path) as temporary:
-        np.savez_compressed(temporary, **evaluation.samples())  # type: ignore[arg-type]
+        np.savez_compressed(temporary, **samples)  # type: ignore[arg-type]

@@ -34,6 +34,7 @@ def evaluate(
     epsilon: float = 8 / 255,
     norm: str = "linf",
     ball: Ball | None = None,
+    source: Any = None,
     batch_size: int = 128,
     seed: int = 0,
     state_path: str | Path | None = None,
@@ -61,6 +62,8 @@ def evaluate(
         norm: ``"linf"`` (default) or ``"l2"``, for attacks given by name.
         ball: (norm, radius) that x* must lie in to count as a success, for attacks that look
             further. Default None: a success counts wherever the attack ends.
+        source: the model that the attacks are made against, when that is not the one they are
+            measured on. Default None: it is. AutoAttack's log is of its source.
         batch_size: images at a time; with a data set, its own counts. Default 128.
         seed: of the attacks. Default 0.
         state_path: a folder for part results, from which the same call goes on when it was
@@ -81,10 +84,13 @@ def evaluate(
             where AutoAttack does.
     """
     chosen = _choose(attacks, epsilon, norm)
+    source = model if source is None else source
     about = {"attacks": {name: configuration(attack) for name, attack in chosen.items()}}
     parts = Parts(Path(state_path) if state_path else None, {**about, "seed": seed, "ball": ball})
     logits_of = functools.partial(model, training=False) if _is_keras(model) else model
-    natural_logits = tf.function(logits_of, reduce_retracing=True, jit_compile=False)
+    natural_logits = tf.function(  # a lambda: TensorFlow counts tracings of equal models together
+        lambda images: logits_of(images), reduce_retracing=True, jit_compile=False
+    )
     batches, total = batches_of(images, labels, batch_size)
     whole = [name for name, attack in chosen.items() if isinstance(attack, AutoAttack)]
     kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -116,7 +122,7 @@ def evaluate(
             if part is None:
                 began = time.perf_counter()
                 if name not in steps:
-                    steps[name] = _attacked(name, attack, model, logits_of, x.shape[1:])
+                    steps[name] = _attacked(name, attack, source, logits_of, x.shape[1:])
                 moved, logits = steps[name](x, y, tf.constant([seed, index]))
                 part = _compare(name, x, y, natural, moved.numpy(), logits.numpy(), ball)
                 part["seconds"] = np.array([time.perf_counter() - began])
@@ -130,7 +136,7 @@ def evaluate(
         x, y, natural = (np.concatenate(arrays) for arrays in zip(*kept, strict=True))
         kept.clear()
     for name in whole:
-        result = _run_auto_attack(name, chosen[name], model, x, y, seed, parts, progress)
+        result = _run_auto_attack(name, chosen[name], source, x, y, seed, parts, progress)
         logits = [natural_logits(at) for at in np.split(result.adversarial, _cuts(natural_parts))]
         moved = result.adversarial
         part = _compare(name, x, y, natural, moved, np.concatenate(logits), ball)
@@ -151,7 +157,7 @@ def evaluate(
 def _run_auto_attack(
     name: str,
     attack: AutoAttack,
-    model: Any,
+    source: Any,
     x: np.ndarray,
     y: np.ndarray,
     seed: int,
@@ -163,7 +169,7 @@ def _run_auto_attack(
             progress(f"{name}, {part}", round(share * len(x)), len(x), robust_accuracy)
 
     seeded = dataclasses.replace(attack, seed=seed)
-    return seeded.run(model, x, y, state_path=parts.folder(name), progress=tell)
+    return seeded.run(source, x, y, state_path=parts.folder(name), progress=tell)
 
 
 def _is_keras(model: Any) -> bool:
@@ -195,15 +201,15 @@ def _choose(attacks: Any, epsilon: float, norm: str) -> dict[str, Any]:
 
 
 def _attacked(
-    name: str, attack: Any, model: Any, logits_of: Any, image_shape: tuple[int, ...]
+    name: str, attack: Any, source: Any, logits_of: Any, image_shape: tuple[int, ...]
 ) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
     """(x, y, seed) -> x* and its logits, as one graph for batches of any size."""
 
     def attacked(x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         if isinstance(attack, Attack):
-            moved = attack.perturb(model, x, y, seed)
+            moved = attack.perturb(source, x, y, seed)
         else:
-            moved = attack(model, x, y)
+            moved = attack(source, x, y)
         return moved, logits_of(moved)
 
     traced = tf.function(
