@@ -42,15 +42,19 @@ class Configurable:
             raise ValueError(f"{type(self).__name__}: {field} is {accepted}; received {value!r}")
 
 
-def create(kind: str, registry: Mapping[str, type], name: str, config: dict[str, Any]) -> Any:
-    """Build ``registry[name](**config)``; a wrong name or option becomes one clear ValueError."""
+def accepted(kind: str, registry: Mapping[str, type], name: str) -> list[str]:
+    """Options of ``registry[name]``; a wrong name becomes one clear ValueError."""
     if name not in registry:
         raise ValueError(f"{kind} is one of {', '.join(sorted(registry))}; received {name!r}")
-    cls = registry[name]
-    accepted = [field.name for field in dataclasses.fields(cls)]
-    unknown = sorted(set(config) - set(accepted))
+    return [field.name for field in dataclasses.fields(registry[name])]
+
+
+def create(kind: str, registry: Mapping[str, type], name: str, config: dict[str, Any]) -> Any:
+    """Build ``registry[name](**config)``; a wrong name or option becomes one clear ValueError."""
+    options = accepted(kind, registry, name)
+    unknown = sorted(set(config) - set(options))
     if unknown:
         raise ValueError(
-            f"{kind} {name!r} accepts {', '.join(accepted)}; received {', '.join(unknown)}"
+            f"{kind} {name!r} accepts {', '.join(options)}; received {', '.join(unknown)}"
         )
-    return cls(**config)
+    return registry[name](**config)

@@ -13,7 +13,7 @@ from der_tf.attacks.diff_pgd import DiffPGD
 from der_tf.attacks.fab import FABT
 from der_tf.attacks.gradient import FGSM, MIM, NFGSM, PGD, RSFGSM, TRADES
 from der_tf.attacks.square import Square
-from der_tf.configurable import create
+from der_tf.configurable import accepted, create
 
 __all__ = [
     "APGD",
@@ -34,6 +34,7 @@ __all__ = [
     "DiffPGD",
     "Square",
     "UnreliableAttackWarning",
+    "fields",
     "get",
     "names",
 ]
@@ -60,6 +61,15 @@ _ATTACKS: dict[str, type[Attack]] = {
 def names() -> list[str]:
     """Names that :func:`get` knows."""
     return list(_ATTACKS)
+
+
+def fields(name: str) -> list[str]:
+    """Options that :func:`get` takes for this name.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    return accepted("attack", _ATTACKS, name)
 
 
 def get(name: str, **config: Any) -> Attack:

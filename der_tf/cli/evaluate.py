@@ -48,7 +48,7 @@ def evaluate(
         Literal["quick", "standard", "full"] | None,
         Parameter(
             help="quick: FGSM, PGD-20. standard: FGSM, RS-FGSM, PGD-50-10, C&W margin, AutoAttack. "
-            "full: KL-PGD and C&W l2 too. Default: none, --attacks says."
+            "full: KL-PGD, C&W l2 and with --denoiser Diff-PGD too. Default: none, --attacks says."
         ),
     ] = None,
     attacks: Annotated[
@@ -75,6 +75,10 @@ def evaluate(
     restarts: Annotated[
         Count | None,
         Parameter(help="Of the attacks that start at random. Default: the attack's: 1."),
+    ] = None,
+    denoiser: Annotated[
+        Path | None,
+        Parameter(help="For Diff-PGD: the .keras file of `der-tf train-denoiser`. Default: none."),
     ] = None,
     dataset: Annotated[
         str | None, Parameter(help="Whose test images. Default: that of training.")
@@ -140,10 +144,11 @@ def evaluate(
                     base,
                     epsilon=resolve({"norm": base.norm, "epsilon": epsilon}).epsilon,
                 )
+            ball: dict[str, Any] = {"epsilon": base.epsilon, "norm": base.norm}
             chosen = (
-                suites.get(suite, epsilon=base.epsilon, norm=base.norm, batch_size=batch_size)
+                suites.get(suite, batch_size=batch_size, denoiser=denoiser, **ball)
                 if suite
-                else _attacks(names, base.epsilon, base.norm, steps, restarts)
+                else _attacks(names, ball, steps=steps, restarts=restarts, denoiser=denoiser)
             )
             images = data.load(
                 name,
@@ -170,7 +175,7 @@ def evaluate(
             "of": images.test_size,
             "seed": seed,
             "batch_size": batch_size,
-            "threat_model": {"norm": base.norm, "epsilon": base.epsilon},
+            "threat_model": ball,
             "arguments": sys.argv[1:],
         }
         called = [*([suite] if suite else names), *(["defended"] if defend else [])]
@@ -207,13 +212,16 @@ def _measure(
     """Run the attacks, show and write what they found."""
     from der_tf import evaluation as measure
     from der_tf.evaluation import card, inputs, parts, suites
+    from der_tf.evaluation.diagnosis import diagnose
 
-    seed, ball = about["seed"], about["threat_model"]
+    seed, suite = about["seed"], about["suite"]
+    ball = (about["threat_model"]["norm"], about["threat_model"]["epsilon"])
     test = images.test
     if num_examples:
         mask = inputs.drawn(images.test_size, num_examples, seed)
         test = inputs.chosen(test, mask, images.batch_size)
     state = place.with_name(f"{place.name}.state")
+    diagnosis = None
     try:
         with (
             noticed() as warnings,
@@ -222,13 +230,13 @@ def _measure(
             signals.deferred(),
         ):
 
-            def tell(*state: Any) -> None:
-                progress(*state)
+            def tell(*step: Any) -> None:
+                progress(*step)
                 signals.check()
 
             options: dict[str, Any] = {
                 "attacks": attacks,
-                "ball": (ball["norm"], ball["epsilon"]) if about["suite"] else None,
+                "ball": ball if suite else None,
                 "seed": seed,
                 "progress": tell,
             }
@@ -237,6 +245,17 @@ def _measure(
             )
             samples, defended = result.samples(), {}
             seconds = {name: found.seconds for name, found in result.attacks.items()}
+            if suite:
+                diagnosis = diagnose(
+                    classifier.model,
+                    test,
+                    result,
+                    ball=ball,
+                    batch_size=images.batch_size,
+                    seed=seed,
+                    state_path=state / "diagnosis",
+                    progress=tell,
+                )
             if defense:
                 behind = measure.evaluate_defense(
                     classifier.model, defense, test, state_path=state / "defended", **options
@@ -254,7 +273,7 @@ def _measure(
         **defended,
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "warnings": warnings,
-        "notes": [suites.NOT_RUN[about["suite"]]] if about["suite"] in suites.NOT_RUN else [],
+        "notes": suites.notes(suite, attacks),
         "samples": f"{place.name}.npz",
         **card.provenance(),
     }
@@ -264,15 +283,25 @@ def _measure(
     with writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         measure.save_samples(Path(f"{place}.npz"), samples)
+        if diagnosis:
+            from der_tf.evaluation import figures
+
+            folder = place.with_name(f"{place.name}-figures")
+            drawn = figures.draw(folder, result, diagnosis.targeted, diagnosis.curves, ball)
+            report |= {
+                "sanity": diagnosis.checks,
+                "curves": diagnosis.curves,
+                "figures": [f"{folder.name}/{name}" for name in drawn],
+            }
+            for check in diagnosis.checks:
+                say(card.check_line(check))
         write_text(f"{place}.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
         write_text(f"{place}.md", card.to_card(report))
     parts.remove(state)
     say(f"Written to {place}.json, {place}.md and {place}.npz")
 
 
-def _attacks(
-    names: list[str], epsilon: float, norm: str, steps: int | None, restarts: int | None
-) -> dict[str, Any]:
+def _attacks(names: list[str], ball: dict[str, Any], **options: Any) -> dict[str, Any]:
     """The attacks, with options where they take them; an option that none takes is refused."""
     from der_tf import attacks
 
@@ -280,20 +309,18 @@ def _attacks(
         raise ValueError(f"--attacks takes names among {', '.join(attacks.names())}; received none")
     if len(set(names)) < len(names):
         raise ValueError(f"--attacks names each attack once; received {','.join(names)}")
-    options = {"steps": steps, "restarts": restarts}
     given = {option: value for option, value in options.items() if value is not None}
     taken: set[str] = set()
     chosen = {}
     for name in names:
-        attack = attacks.get(name, epsilon=epsilon, norm=norm)
-        fields = {field.name for field in dataclasses.fields(attack)}
+        fields = attacks.fields(name)
         takes: dict[str, Any] = {
             option: value
             for option, value in given.items()
             if option in fields and not (option == "restarts" and name == "fgsm")
         }
         taken |= takes.keys()
-        chosen[name] = dataclasses.replace(attack, **takes)
+        chosen[name] = attacks.get(name, **ball, **takes)
     for option in given.keys() - taken:
         raise ValueError(f"--{option} {given[option]} is not taken by {', '.join(names)}")
     return chosen

@@ -8,6 +8,7 @@ import platform
 import shlex
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import tensorflow as tf
 
@@ -84,6 +85,9 @@ def to_card(report: dict[str, Any]) -> str:
             sections.append(f"## {name}, attack by attack\n\n{_log(result['log'])}")
     if "cw" in report["attacks"]:
         sections.append(_distances(report))
+    if "sanity" in report:
+        sections.append(_sanity(report))
+        sections.append(_figures(report))
     sections.append("## Warnings\n\n" + _bullets(report["warnings"], "None."))
     if report["notes"]:
         sections.append("## Notes\n\n" + _bullets(report["notes"], ""))
@@ -149,6 +153,32 @@ def _distances(report: dict[str, Any]) -> str:
         f"{result['median_l2_distance']:.4g} (images that are wrong already count as 0). It breaks "
         "an image in the table above only where that perturbation lies in the ball.\n"
     )
+
+
+def check_line(check: dict[str, Any]) -> str:
+    """A check of a report in a line."""
+    return f"{_VERDICTS[check['passed']]}: {check['check']} ({check['measured']})"
+
+
+_VERDICTS = {True: "passed", False: "FAILED", None: "not applicable"}
+
+
+def _sanity(report: dict[str, Any]) -> str:
+    lines = [
+        (check["check"], check["measured"], check["accepted"], _VERDICTS[check["passed"]])
+        for check in report["sanity"]
+    ]
+    rows = table(("check", "measured", "accepted", ""), lines)
+    return (
+        f"## Sanity\n\n{rows}\nThe curves and the second and third check are measured on "
+        f"{report['curves']['images']:,} of the images above. A check that fails means that these "
+        "accuracies are likely too high, or the measurement too small.\n"
+    )
+
+
+def _figures(report: dict[str, Any]) -> str:
+    pictures = [f"![{Path(path).stem}]({quote(path)})\n" for path in report["figures"]]
+    return "## Figures\n\n" + "\n".join(pictures)
 
 
 def _bullets(lines: list[str], otherwise: str) -> str:

@@ -5,7 +5,8 @@ suite       attacks
 ==========  =======================================================================================
 quick       FGSM, PGD-20
 standard    FGSM, RS-FGSM, PGD-50-10, Carlini & Wagner's margin by PGD-50, AutoAttack (standard)
-full        standard's, KL-PGD-20 of TRADES, Carlini & Wagner's l2 attack
+full        standard's, KL-PGD-20 of TRADES, Carlini & Wagner's l2 attack, and with a denoiser
+            Diff-PGD-10
 ==========  =======================================================================================
 
 PGD takes steps of epsilon / 4 from a uniform start. Carlini & Wagner's l2 attack looks for the
@@ -16,16 +17,22 @@ lies in the suite's ball, also in an l-inf one, of which its l2 distances are a 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+from typing import Any
 
 from der_tf import attacks
 from der_tf.attacks import Attack
 
 NAMES = ("quick", "standard", "full")
-NOT_RUN = {"full": "Diff-PGD is not part of this suite yet: it needs a denoiser of these images."}
 
 
 def get(
-    name: str, *, epsilon: float = 8 / 255, norm: str = "linf", batch_size: int = 128
+    name: str,
+    *,
+    epsilon: float = 8 / 255,
+    norm: str = "linf",
+    batch_size: int = 128,
+    denoiser: Any = None,
 ) -> dict[str, Attack]:
     """The attacks of a suite by name, in the order in which they are reported.
 
@@ -34,12 +41,16 @@ def get(
         epsilon: radius of the ball, in pixels of [0, 1]. Default 8/255.
         norm: ``"linf"`` (default) or ``"l2"``.
         batch_size: images that AutoAttack has under way at a time. Default 128.
+        denoiser: for Diff-PGD in ``"full"``. Default None: without Diff-PGD.
 
     Raises:
-        ValueError: for another name, or an epsilon or norm that attacks refuse.
+        ValueError: for another name, an epsilon or norm that attacks refuse, or a denoiser for
+            a suite that does not run Diff-PGD.
     """
     if name not in NAMES:
         raise ValueError(f"a suite is one of {', '.join(NAMES)}; received {name!r}")
+    if denoiser is not None and name != "full":
+        raise ValueError(f"a denoiser belongs to the suite full; received one with {name}")
 
     def attack(kind: str, **options: object) -> Attack:
         return attacks.get(kind, epsilon=epsilon, norm=norm, **options)
@@ -60,5 +71,18 @@ def get(
     }
     if name == "standard":
         return standard
-    cw = attacks.get("cw", epsilon=math.inf)
-    return {**standard, "trades": attack("trades", steps=20), "cw": cw}
+    full = {
+        **standard,
+        "trades": attack("trades", steps=20),
+        "cw": attacks.get("cw", epsilon=math.inf),
+    }
+    if denoiser is None:
+        return full
+    return {**full, "diff_pgd": attack("diff_pgd", denoiser=denoiser)}
+
+
+def notes(name: str | None, chosen: Collection[str]) -> list[str]:
+    """What a suite has left out, for its report."""
+    if name == "full" and "diff_pgd" not in chosen:
+        return ["Diff-PGD was not run: it takes a denoiser of such images (--denoiser)."]
+    return []

@@ -1,0 +1,125 @@
+"""Pictures of an evaluation: accuracy against epsilon and steps, energies of the attacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy import stats
+
+from der_tf.evaluation.results import AttackResult, Evaluation
+from der_tf.files import replacing
+
+# Okabe and Ito's colours, which colour-blind people tell apart.
+BLUE, RED, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+LINF_UNIT, L2_UNIT = "pixels of [0, 1]", "l2 norm in pixels of [0, 1]"
+
+
+def draw(
+    folder: Path,
+    evaluation: Evaluation,
+    targeted: AttackResult,
+    curves: dict[str, Any],
+    ball: tuple[str, float],
+) -> list[str]:
+    """Write the three pictures of a suite into a folder; their file names.
+
+    Args:
+        folder: made when needed.
+        evaluation: of the suite.
+        targeted: PGD towards random classes.
+        curves: those of :class:`~der_tf.evaluation.diagnosis.Diagnosis`.
+        ball: norm and radius of the suite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {
+        "accuracy-epsilon.png": _against_epsilon(curves, ball),
+        "accuracy-steps.png": _against_steps(curves),
+        "energies.png": _energies(evaluation, targeted, curves["images"]),
+    }
+    for name, figure in figures.items():
+        with replacing(folder / name) as temporary:
+            figure.savefig(temporary, dpi=120)
+        plt.close(figure)
+    return list(figures)
+
+
+def _against_epsilon(curves: dict[str, Any], ball: tuple[str, float]) -> plt.Figure:
+    figure, axes = plt.subplots(figsize=(5.5, 3.8), layout="constrained")
+    norm, epsilon = ball
+    _accuracy(axes, curves["epsilon"], "epsilon")
+    axes.axvline(epsilon, color=GREY, linestyle=":", label="epsilon of the suite")
+    unit = LINF_UNIT if norm == "linf" else L2_UNIT
+    axes.set(xlabel=f"epsilon ({norm}, {unit})", title=f"PGD-20, {curves['images']:,} images")
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _against_steps(curves: dict[str, Any]) -> plt.Figure:
+    points = curves["steps"]
+    figure, (axes, losses) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    _accuracy(axes, points, "steps")
+    steps = [point["steps"] for point in points]
+    losses.plot(steps, [p["cross_entropy"] for p in points], color=RED, marker="o")
+    losses.set_ylabel("mean cross-entropy (nats)")
+    figure.suptitle(f"PGD from one uniform start, {curves['images']:,} images")
+    for panel in (axes, losses):
+        panel.set(xscale="log", xlabel="steps of PGD")
+        panel.set_xticks(steps, [str(n) for n in steps])
+        panel.minorticks_off()
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _accuracy(axes: plt.Axes, points: list[dict[str, Any]], along: str) -> None:
+    points = sorted(points, key=lambda point: point[along])
+    at = [point[along] for point in points]
+    low, high = (100 * np.array([point["interval"][end] for point in points]) for end in (0, 1))
+    axes.fill_between(at, low, high, color=BLUE, alpha=0.2, linewidth=0, label="95 % interval")
+    accuracies = [100 * point["accuracy"] for point in points]
+    axes.plot(at, accuracies, color=BLUE, marker="o", label="accuracy")
+    axes.set(ylabel="accuracy (%)", ylim=(0, 100))
+
+
+def _energies(evaluation: Evaluation, targeted: AttackResult, images: int) -> plt.Figure:
+    """Distributions of four energies, a row an attack, natural images on top."""
+    attacks = {**evaluation.attacks, f"pgd-20 targeted\n({images:,} images)": targeted}
+    rows = ["natural", *attacks]
+    panels = {
+        "E(x*)": ("marginal_energy", evaluation.natural.marginal_energy),
+        "E(x*, y)": ("joint_energy", evaluation.natural.joint_energy),
+        "dE(x) = E(x) - E(x*)": ("delta_marginal_energy", None),
+        "dE(x, y) = E(x, y) - E(x*, y)": ("delta_joint_energy", None),
+    }
+    size = (13, 1.6 + 0.45 * len(rows))
+    figure, every = plt.subplots(1, 4, figsize=size, sharey=True, layout="constrained")
+    for axes, (title, (field, natural)) in zip(every, panels.items(), strict=True):
+        if natural is not None:
+            axes.axvline(np.median(natural), color=GREY, linewidth=0.8, linestyle=":")
+            _distribution(axes, 0, natural, GREY)
+        else:
+            axes.axvline(0, color=GREY, linewidth=0.8)
+        for row, result in enumerate(attacks.values(), start=1):
+            _distribution(axes, row, getattr(result, field), GREEN if row == len(attacks) else BLUE)
+        axes.set(title=title, xlabel="energy (nats)")
+    every[0].set_yticks(range(len(rows)), rows)
+    every[0].invert_yaxis()
+    figure.suptitle(
+        f"Energies of the attacks, {evaluation.size:,} images; bars: medians; "
+        "dotted: median of the natural images"
+    )
+    return figure
+
+
+def _distribution(axes: plt.Axes, row: int, values: np.ndarray, colour: str) -> None:
+    if np.ptp(values) > 1e-6:  # else there is no density to estimate
+        at = np.linspace(values.min(), values.max(), 200)
+        density = stats.gaussian_kde(values)(at)
+        half = 0.45 * density / density.max()
+        axes.fill_between(at, row - half, row + half, color=colour, alpha=0.45, linewidth=0)
+    axes.plot(np.median(values), row, marker="|", markersize=14, markeredgewidth=2, color=colour)
