@@ -78,6 +78,26 @@ def test_samples_beside_the_report_give_its_numbers(few):
     assert found["worst_case"]["correct"] == np.count_nonzero(~wrong)
 
 
+def test_a_suite_brings_checks_and_figures(network, tmp_path, capsys):
+    out = tmp_path / "quick"
+    options = ["--suite=quick", "--num-examples=12", "--batch-size=12"]
+    assert main(arguments(network, out, *options)) == 0
+    found, card = report(out), (tmp_path / "quick.md").read_text()
+    assert found["suite"] == "quick"
+    assert list(found["attacks"]) == ["fgsm", "pgd"]
+    assert len(found["sanity"]) == 4
+    assert found["sanity"][3]["passed"] is True
+    assert found["curves"]["images"] == 12
+    assert len(found["figures"]) == 3
+    printed = capsys.readouterr().out
+    for check in found["sanity"]:
+        assert check["measured"] in card
+        assert f": {check['check']}" in printed
+    for path in found["figures"]:
+        assert (tmp_path / path).stat().st_size > 1000
+        assert f"]({path})" in card
+
+
 def test_sigkill_loses_no_part_and_the_same_command_goes_on(network, few, tmp_path, capsys):
     out = tmp_path / "report"
     program = [sys.executable, "-c", "import sys; from der_tf.cli import main; sys.exit(main())"]
@@ -130,6 +150,10 @@ def test_sigterm_says_that_the_same_command_goes_on(network, few, tmp_path, caps
         (["--attacks=,"], ["--attacks takes names among", "received none"]),
         (["--attacks=fgsm,fgsm"], ["each attack once", "fgsm,fgsm"]),
         (["--attacks=fgsm", "--steps=3"], ["--steps 3", "fgsm"]),
+        (["--suite=quick", "--denoiser=d.keras"], ["denoiser belongs to the suite full", "quick"]),
+        (["--attacks=fgsm", "--denoiser=d.keras"], ["--denoiser d.keras", "fgsm"]),
+        (["--attacks=diff_pgd"], ["denoiser is the path of a .keras file"]),
+        (["--suite=full", "--denoiser=d.keras"], ["d.keras"]),
         (["--epsilon=8"], ["pixels of [0, 1]", "received 8", "8/255"]),
         (["--epsilon=-1"], ["--epsilon", "-1"]),
         (["--num-examples=360"], ["359 test images", "360"]),

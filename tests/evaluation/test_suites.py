@@ -33,6 +33,18 @@ def test_every_attack_has_the_ball_of_the_suite_but_the_one_that_looks_further(n
         assert getattr(attack, "batch_size", 7) == 7
 
 
+def test_diff_pgd_is_in_the_full_suite_when_there_is_a_denoiser():
+    full = suites.get("full", epsilon=0.3, denoiser=lambda x, t: x)
+    assert list(full)[-1] == "diff_pgd"
+    assert full["diff_pgd"].epsilon == 0.3
+    assert suites.notes("full", full) == []
+    (note,) = suites.notes("full", suites.get("full"))
+    assert "Diff-PGD was not run" in note
+    assert suites.notes("standard", suites.get("standard")) == []
+    with pytest.raises(ValueError, match="belongs to the suite full; received one with quick"):
+        suites.get("quick", denoiser=lambda x, t: x)
+
+
 def test_another_name_is_refused():
     with pytest.raises(ValueError, match="a suite is one of quick, standard, full; received 'all'"):
         suites.get("all")
