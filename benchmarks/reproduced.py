@@ -3,7 +3,8 @@
     python benchmarks/reproduced.py OUT/results.json [...] --machine "one thread of 2 busy cores"
 
 Keeps each in ``benchmarks/results/EXPERIMENT-SCALE.json`` (one line a run) and writes its table
-between the markers of the experiment. Without files, writes the tables again from what is kept.
+between the markers of the experiment, and beside them what the full scale takes by the measured
+training steps. Without files, writes all again from what is kept.
 """
 
 from __future__ import annotations
@@ -52,6 +53,41 @@ def section(report: dict) -> str:
     )
 
 
+# Rows of the full scale whose training step was timed: experiment, row, name in the benchmark.
+MEASURED_STEPS = (
+    ("catastrophic-overfitting", "none-8", "rs_fgsm"),
+    ("catastrophic-overfitting", "der-8", "rs_fgsm + DER, natural"),
+    ("catastrophic-overfitting", "der-start-8", "rs_fgsm + DER, start on one tape"),
+    ("robust-overfitting", "none-8", "pgd-10"),
+    ("robust-overfitting", "der-1-8", "pgd-10 + DER, natural"),
+)
+TRAINING_IMAGES = 49_000  # of CIFAR-10, beside 1,000 to validate on
+
+
+def full_scale() -> str:
+    """Markdown: hours a run at full scale, from the times of ``benchmarks/training_step.py``."""
+    measured = json.loads((STORE / "training_step.json").read_text())
+    runs = [run for run in measured["runs"] if run["width"] == 64]
+    steps = -(-TRAINING_IMAGES // measured["batch_size"])
+    threads = [f"hours a run, {run['threads']} thread(s)" for run in runs]
+    lines = [["experiment", "row", "epochs", "steps", *threads], ["---"] * (4 + len(runs))]
+    for name, row_name, variant in MEASURED_STEPS:
+        experiment = EXPERIMENTS[name]
+        (row,) = experiment.rows(experiment.scales["full"], [row_name])
+        epochs = row.configuration(0).epochs
+        hours = [run["steps"][variant]["seconds"] * steps * epochs / 3600 for run in runs]
+        cells = [name, f"`{row_name}`", str(epochs), f"{steps * epochs:,}"]
+        lines.append([*cells, *(f"{value:,.0f}" for value in hours)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def between(page: str, name: str, text: str) -> str:
+    """The page with other text between the markers of this name."""
+    begin, end = (f"<!-- {word} reproduced.py {name} -->" for word in ("BEGIN", "END"))
+    head, tail = page.split(begin)[0], page.split(end)[1]
+    return f"{head}{begin}\n{text}{end}{tail}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="*", type=Path)
@@ -60,17 +96,12 @@ def main() -> None:
     for path in options.results:
         report = {**json.loads(path.read_text()), "machine": options.machine}
         write_text(STORE / f"{report['experiment']}-{report['scale']}.json", compact(report))
-    page = PAGE.read_text()
+    page = between(PAGE.read_text(), "full-scale", full_scale())
     for name in EXPERIMENTS:
-        begin, end = (
-            f"<!-- {word} benchmarks/reproduced.py {name} -->" for word in ("BEGIN", "END")
-        )
         kept = [json.loads(path.read_text()) for path in sorted(STORE.glob(f"{name}-*.json"))]
         if kept:
-            head, tail = page.split(begin)[0], page.split(end)[1]
-            sections = "\n".join(section(report) for report in kept)
-            page = f"{head}{begin}\n{sections}{end}{tail}"
-    PAGE.write_text(page)
+            page = between(page, name, "\n".join(section(report) for report in kept))
+    write_text(PAGE, page)
 
 
 if __name__ == "__main__":

@@ -129,6 +129,8 @@ def run_experiment(
             left = [run for run in plan if run.result(scale) is None]
             for dataset in {run.config.dataset for run in left}:
                 find_dataset(dataset, data_dir, debug)
+            out.mkdir(parents=True, exist_ok=True)
+            report = write_report(experiment, scale, out)
         say(f"{experiment.question}\n{len(plan)} runs, {len(plan) - len(left)} of them finished")
         if left:
             say("Loading TensorFlow ...")
@@ -142,12 +144,9 @@ def run_experiment(
                 text += f", about {seconds / 60:.0f} min left in all"
             say(text)
             result = _result(run, scale, signals)
-            with writing(run.path):
-                write_text(run.path, json.dumps(result) + "\n")
             with writing(out):
-                write_report(experiment, scale, out)
-        with preparing():
-            report = write_report(experiment, scale, out)
+                write_text(run.path, json.dumps(result) + "\n")
+                report = write_report(experiment, scale, out)
     say(f"\n{markdown(report)}\nWritten to {out / 'results.json'} and {out / 'results.md'}")
 
 
