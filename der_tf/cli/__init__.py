@@ -1,4 +1,4 @@
-"""``der-tf train | train-denoiser | evaluate | generate | export | reproduce``, one file each.
+"""The commands of ``der-tf``, one file each.
 
 Nothing here imports TensorFlow before a command has its arguments: ``--help`` answers at once.
 """
@@ -27,6 +27,7 @@ app.command(
     help="Train the diffusion prior of the attack diff_pgd.",
 )
 app.command("der_tf.cli.evaluate:evaluate", name="evaluate", help="Attack a trained classifier.")
+app.command("der_tf.cli.analyze:analyze", name="analyze", help="Figures and a report of runs.")
 app.command("der_tf.cli.generate:generate", name="generate", help="Draw images of classes.")
 app.command("der_tf.cli.export:export", name="export", help="Write a SavedModel to serve.")
 app.command("der_tf.cli.reproduce:reproduce", name="reproduce", help="Repeat an experiment.")

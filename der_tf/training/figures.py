@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from der_tf.files import replacing
+from der_tf import figures
 from der_tf.training.faults import writing
 
 
+@figures.style()
 def training_curves(rows: list[dict[str, float]], path: Path) -> None:
     """Accuracies and delta energies over the epochs.
 
@@ -18,14 +19,9 @@ def training_curves(rows: list[dict[str, float]], path: Path) -> None:
         rows: of metrics.csv.
         path: a ``.png`` file; its folder is made.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     epochs = [row["epoch"] for row in rows]
-    figure, (accuracies, energies) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    colours = {"": "C0", "val_": "C1"}
+    figure, ((accuracies, energies),) = figures.page(1, 2, width=10, height=3.8)
+    colours = {"": figures.BLUE, "val_": figures.VERMILLION}
     names = {"": "training", "val_": "validation"}
     for prefix in ("", "val_"):
         for axes, measure, style, label, factor in (
@@ -47,9 +43,6 @@ def training_curves(rows: list[dict[str, float]], path: Path) -> None:
     energies.set(xlabel="epoch", ylabel="mean delta energy (nats)")
     energies.axhline(0, color="grey", linewidth=0.5)
     for axes in (accuracies, energies):
-        axes.legend(fontsize="small")
+        axes.legend()
     with writing(path):
-        path.parent.mkdir(exist_ok=True)
-        with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=120)
-    plt.close(figure)
+        figures.save(figure, path)

@@ -16,7 +16,15 @@ from der_tf.cli.train_options import TrainOptions
 from der_tf.defenses import EnergyDescent
 from der_tf.training.recipes import RECIPES, Configuration
 
-COMMANDS = ("train", "train-denoiser", "evaluate", "generate", "export", "reproduce")
+COMMANDS = (
+    "train",
+    "train-denoiser",
+    "evaluate",
+    "analyze",
+    "generate",
+    "export",
+    "reproduce",
+)
 
 
 def parsed(*arguments):

@@ -1,0 +1,198 @@
+"""A run as its files tell of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from der_tf.analysis.verdict import (
+    ABOVE_CHANCE,
+    Collapse,
+    catastrophic_overfitting,
+    robust_overfitting,
+)
+from der_tf.training.monitors import read_energies
+from der_tf.training.recipes import Configuration
+from der_tf.training.records import read_metrics
+from der_tf.training.run_directory import RunDirectory
+
+MOST_RUNS = 7  # the colours that everybody can tell apart
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What is known of a run with at least one finished epoch.
+
+    Attributes:
+        name: to call it by among the runs that it is shown with.
+        directory: where it lies.
+        config: its configuration.
+        class_names: K names.
+        metrics: rows of metrics.csv, one an epoch.
+        energies: rows of energies.csv; none for a run without an EnergyMonitor.
+        samples: files with the energies of single samples, by epoch.
+        evaluation: content of evaluation.json; None while there is none.
+    """
+
+    name: str
+    directory: RunDirectory
+    config: Configuration
+    class_names: tuple[str, ...]
+    metrics: list[dict[str, float]]
+    energies: list[dict[str, Any]]
+    samples: dict[int, Path]
+    evaluation: dict[str, Any] | None
+
+    def curve(self, metric: str) -> np.ndarray:
+        """``[T]``: a column of metrics.csv."""
+        return np.array([row[metric] for row in self.metrics])
+
+    @property
+    def epochs(self) -> np.ndarray:
+        """``[T]``: the finished epochs, counted from 1."""
+        return self.curve("epoch").astype(int)
+
+    @property
+    def best(self) -> int:
+        """Index of the epoch of best.keras: the first of the highest robust validation accuracy."""
+        return int(np.argmax(self.curve("val_robust_accuracy")))
+
+    def energy_curve(
+        self, column: str, attack: str = "training"
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Epochs (fractions for records within one) and a column for the training samples.
+
+        Args:
+            column: of energies.csv.
+            attack: ``"training"`` (default) or ``"pgd"``.
+
+        Returns:
+            Two arrays, or None when there is no energies.csv.
+        """
+        rows = [r for r in self.energies if (r["split"], r["attack"]) == ("train", attack)]
+        if not rows:
+            return None
+        # Only the records at the ends of epochs have no step more than their epochs took.
+        steps_per_epoch = min(row["step"] / row["epoch"] for row in rows if row["epoch"])
+        epochs = np.array([row["step"] / steps_per_epoch for row in rows])
+        return epochs, np.array([row[column] for row in rows])
+
+    def training_signal(self, column: str, metric: str) -> np.ndarray:
+        """``[T]``, a column of energies.csv at the ends of the epochs; else a metric over them."""
+        curve = self.energy_curve(column)
+        if curve is not None:
+            found = dict(zip(np.round(curve[0], 6), curve[1], strict=True))
+            if all(epoch in found for epoch in self.epochs):
+                return np.array([found[epoch] for epoch in self.epochs])
+        return self.curve(metric)
+
+    def collapse(self) -> Collapse | None:
+        """Catastrophic overfitting, if there was any."""
+        return catastrophic_overfitting(
+            self.curve("val_robust_accuracy"),
+            self.training_signal("abnormal_fraction", "abnormal_fraction"),
+            self.training_signal("delta_marginal_energy_mean", "delta_marginal_energy"),
+            1 / len(self.class_names),
+        )
+
+    def verdict(self) -> str:
+        """CO, RO or neither, with the numbers that say so."""
+        robust = self.curve("val_robust_accuracy")
+        chance = 1 / len(self.class_names)
+        if robust.max() < ABOVE_CHANCE * chance:
+            return f"never robust: at best {100 * robust.max():.1f} %, chance {100 * chance:.1f} %"
+        collapse = self.collapse()
+        if collapse is not None:
+            return (
+                f"CO in epoch {self.epochs[collapse.epoch]}: robust validation accuracy "
+                f"{_change(collapse.robust)}, abnormal samples {_change(collapse.abnormal)}, mean "
+                f"dE(x) {collapse.delta[0]:+.3f} → {collapse.delta[1]:+.3f}"
+            )
+        gap = robust_overfitting(robust, self.curve("robust_accuracy"), self.curve("learning_rate"))
+        if gap is not None:
+            return f"RO: {100 * gap:.1f} points below the best epoch"
+        return "neither CO nor RO"
+
+
+def read_run(path: Path, name: str | None = None) -> Run:
+    """Read the files of a run.
+
+    Raises:
+        ValueError: when the path is no run directory, no epoch of it is finished, or a file
+            cannot be understood.
+    """
+    directory = RunDirectory(path)
+    config, record = directory.configuration(), directory.record()
+    if config is None or record is None:
+        what = "it has no config.json" if path.is_dir() else "there is no such folder"
+        raise ValueError(f"analyze takes run directories of der-tf train; received {path}: {what}")
+    metrics = read_metrics(directory.metrics)
+    if not metrics or not directory.best.exists():
+        raise ValueError(f"{path} has no finished epoch yet")
+    return Run(
+        name=name or path.resolve().name,
+        directory=directory,
+        config=config,
+        class_names=tuple(record["class_names"]),
+        metrics=metrics,
+        energies=read_energies(directory.energies_table),
+        samples={
+            int(found[1]): file
+            for file in sorted(directory.energies.glob("epoch-*.npz"))
+            if (found := re.fullmatch(r"epoch-(\d+)\.npz", file.name))
+        },
+        evaluation=_evaluation(directory.evaluation),
+    )
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Read runs that are to be shown side by side.
+
+    Raises:
+        ValueError: when one of them cannot be read, they are too many, one is given twice, or
+            they are of different data sets.
+    """
+    if len(paths) > MOST_RUNS:
+        raise ValueError(f"analyze shows up to {MOST_RUNS} runs; received {len(paths)}")
+    resolved = [path.resolve() for path in paths]
+    for path, real in zip(paths, resolved, strict=True):
+        if resolved.count(real) > 1:
+            raise ValueError(f"analyze takes each run once; received {path} more than once")
+    names = [path.name for path in resolved]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    runs = [read_run(path, name) for path, name in zip(paths, names, strict=True)]
+    first = runs[0]
+    for run in runs[1:]:
+        if _data(run.config) != _data(first.config):
+            raise ValueError(
+                "runs side by side are of one data set and image size; received "
+                f"{first.directory.path} ({_data(first.config)}) and {run.directory.path} "
+                f"({_data(run.config)})"
+            )
+    return runs
+
+
+def _data(config: Configuration) -> str:
+    place = f" in {config.data_dir}" if config.dataset == "folder" else ""
+    size = f" of {config.image_size} pixels" if config.image_size else ""
+    return f"{config.dataset}{place}{size}"
+
+
+def _evaluation(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def _change(shares: tuple[float, float]) -> str:
+    return f"{100 * shares[0]:.1f} → {100 * shares[1]:.1f} %"

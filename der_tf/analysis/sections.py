@@ -1,0 +1,170 @@
+"""The sections of the report: what is measured, drawn and said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from der_tf import figures
+from der_tf.analysis import curves, distributions, landscape
+from der_tf.analysis.report import PAPER, Section
+from der_tf.analysis.runs import Run
+from der_tf.attacks.base import clean_logits
+from der_tf.evaluation import evaluate
+from der_tf.evaluation.loading import Classifier
+from der_tf.evaluation.report import fraction
+from der_tf.evaluation.robustness import Progress
+
+# Of each run, by its name, networks by what to call them.
+Networks = Mapping[str, Mapping[str, Classifier]]
+# Images whose surroundings are drawn.
+LANDSCAPES = 3
+
+
+def over_epochs(runs: Sequence[Run], place: Path) -> list[Section]:
+    """dE(x) against the robust error, the share of abnormal samples, gradient alignment."""
+    central, abnormal = place / "energy_and_error.png", place / "abnormality.png"
+    figures.save(curves.energy_and_error(runs), central)
+    figures.save(curves.abnormality(runs), abnormal)
+    older = [run.name for run in runs if not run.energies]
+    notes = [
+        f"{', '.join(older)}: no energies.csv. The energies and abnormal samples are the means of "
+        "metrics.csv over the training batches, while the weights still move; abnormal samples "
+        "under PGD are those among validation images; gradient alignment is not known."
+    ]
+    return [
+        Section(
+            title="dE(x) and robust error over the epochs",
+            pictures=[(central, "Mean dE(x) of training images, and robust validation error")],
+            caption="The figure by which the paper tells two failures apart. Catastrophic "
+            "overfitting: dE(x) jumps up within an epoch as the error under PGD goes to 100 %. "
+            "Robust overfitting: dE(x) keeps falling as the robust error rises again. A sound "
+            "training keeps dE(x) near a constant. x* is that of the training attack; the error "
+            "is that of PGD on all validation images (the paper shows test images: here they are "
+            "left for the one measurement at the end). The band holds the middle half of the "
+            f"samples. After {PAPER}, section 4.",
+            notes=notes if older else [],
+        ),
+        Section(
+            title="Abnormal samples and gradient alignment",
+            pictures=[(abnormal, "Share of abnormal training samples, and gradient alignment")],
+            caption="A sample is abnormal when its loss is lower after the attack than before, "
+            "CE(x*, y) < CE(x, y) (Lin et al., AAER, 2023). Many of them under the single-step "
+            "training attack, which means that its step overshoots, are a sign of catastrophic "
+            "overfitting. Alignment is the mean cosine of the loss gradients at x and at a random "
+            "point of the ball around it (Andriushchenko and Flammarion, GradAlign, 2020): near 1 "
+            "the loss is linear there, so that one step is enough; it falls towards 0 with "
+            "catastrophic overfitting.",
+            notes=notes if older else [],
+        ),
+    ]
+
+
+def samples(runs: Sequence[Run], wanted: Sequence[int] | None, place: Path) -> Section:
+    """E(x) and dE(x) of single samples at the wanted epochs."""
+    pictures, notes = [], []
+    for run in runs:
+        epochs = distributions.chosen_epochs(run, wanted)
+        if epochs:
+            path = place / f"samples-{_file_name(run)}.png"
+            figures.save(distributions.joint_distribution(run, epochs), path)
+            pictures.append((path, f"{run.name}: training images under the training attack"))
+        else:
+            which = f" of epochs {', '.join(map(str, wanted))}" if wanted else ""
+            notes.append(f"{run.name} has no energies of single samples{which}.")
+    return Section(
+        title="E(x) and dE(x) of single samples",
+        pictures=pictures,
+        caption="Each point is a training image. To the left are images that the network finds "
+        "likely (low E(x)). Above zero, the attack has lowered the energy: to the network x* is "
+        "more likely than x, as PGD does it; below zero it has raised it. Energies that drift "
+        "left and spread tell of growing logits. Catastrophic overfitting turns most samples "
+        f"abnormal (triangles) between two epochs. After {PAPER}, section 4.",
+        notes=notes,
+    )
+
+
+def landscapes(
+    runs: Sequence[Run],
+    networks: Networks,
+    images: np.ndarray,
+    labels: np.ndarray,
+    seed: int,
+    place: Path,
+    say: Callable[[str], None],
+) -> Section:
+    """Loss landscapes around the first images that every network classifies rightly."""
+    right = np.ones(len(labels), bool)
+    for of_run in networks.values():
+        for network in of_run.values():
+            right &= np.argmax(clean_logits(network.model, images, 128), axis=1) == labels
+    # Those first that every network classifies rightly: their loss has the farthest to rise.
+    chosen = np.argsort(~right, kind="stable")[:LANDSCAPES]
+    x, y = images[chosen], labels[chosen]
+    pictures = []
+    for run in runs:
+        surfaces = {}
+        for name, network in networks[run.name].items():
+            say(f"{run.name}, {name}: loss around {len(x)} images ...")
+            found = landscape.planes(network.model, x, y, run.config.epsilon, run.config.norm, seed)
+            surfaces[name] = [landscape.surface(network.model, plane) for plane in found]
+        names = [run.class_names[label] for label in y]
+        path = place / f"landscape-{_file_name(run)}.png"
+        figures.save(landscape.loss_landscape(surfaces, names, fraction(run.config.epsilon)), path)
+        pictures.append((path, f"{run.name}: cross-entropy around validation images"))
+    return Section(
+        title="Loss landscape",
+        pictures=pictures,
+        caption="Cross-entropy at x + a (x* - x) + b r, clipped to [0, 1]: x* is that of FGSM "
+        f"against the network shown, r a random step of the same {runs[0].config.norm} size. The "
+        "circle is x, the square x*, and both axes are in units of the radius ε. In a robust "
+        "network the loss rises steadily from x to x* and is highest there. After catastrophic "
+        "overfitting it is distorted: low at x and low again at x*, where the network was trained, "
+        "with a peak between them that PGD finds (Kim et al., Understanding Catastrophic "
+        "Overfitting in Single-step Adversarial Training, 2021). The images are the first of those "
+        "drawn that every network classifies rightly as they are.",
+    )
+
+
+def energies(
+    runs: Sequence[Run],
+    networks: Networks,
+    images: np.ndarray,
+    labels: np.ndarray,
+    seed: int,
+    place: Path,
+    say: Callable[[str], None],
+    progress: Progress,
+) -> Section:
+    """E(x) and E(x, y) of the images as they are and under attacks."""
+    pictures = []
+    for run in runs:
+        chosen = distributions.attacks_of_energies(
+            run.config.epsilon, run.config.norm, len(run.class_names), seed
+        )
+        found = {}
+        for name, network in networks[run.name].items():
+            say(f"{run.name}, {name}: attacking {len(images)} validation images ...")
+            found[name] = evaluate(
+                network.model, images, labels, attacks=chosen, seed=seed, progress=progress
+            )
+        path = place / f"energies-{_file_name(run)}.png"
+        figures.save(distributions.energies_under_attack(found), path)
+        pictures.append((path, f"{run.name}: {len(images)} validation images"))
+    return Section(
+        title="Energies of natural and attacked images",
+        pictures=pictures,
+        caption="Untargeted PGD raises E(x, y), that is, it lowers the logit of the true class, "
+        "and lowers E(x): its images look likelier to the network than natural ones. PGD towards a "
+        "wrong class drawn at random raises E(x) in the paper's networks. The farther the curves "
+        "of the attacks lie from the natural one, the less robust the network; where FGSM lies "
+        "on the natural one and PGD does not, the network has overfitted to single steps. "
+        f"PGD takes 10 steps of ε/4. After {PAPER}, section 3, and Mirza et al., Shedding More "
+        "Light on Robust Classifiers under the Lens of Energy-based Models, arXiv 2407.06315.",
+    )
+
+
+def _file_name(run: Run) -> str:
+    return run.name.strip("/").replace("/", "-")

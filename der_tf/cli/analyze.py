@@ -1,0 +1,170 @@
+"""``der-tf analyze``: figures and one HTML report about one or several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from der_tf.cli.console import (
+    Count,
+    Debug,
+    Whole,
+    attack_progress,
+    load_tensorflow,
+    preparing,
+    say,
+)
+from der_tf.training.faults import Signals, writing
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from der_tf.analysis import Run
+    from der_tf.evaluation.loading import Classifier
+
+NUM_EXAMPLES = 500
+
+
+def analyze(
+    runs: Annotated[
+        list[Path],
+        Parameter(help="Run directories, up to 7, of one data set.", negative=""),
+    ],
+    /,
+    *,
+    epochs: Annotated[
+        str | None,
+        Parameter(
+            help="Whose samples to draw, with commas between, such as 1,5,30. Default: the first, "
+            "the middle, the best and the last one.",
+        ),
+    ] = None,
+    num_examples: Annotated[
+        Count | None,
+        Parameter(
+            help="Validation images to attack, drawn by the seed. Default: 500, or all if there "
+            "are fewer."
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, Parameter(help="Where the data set lies. Default: where it lay for training.")
+    ] = None,
+    seed: Annotated[
+        Whole,
+        Parameter(
+            help="Of --num-examples, random starts and directions. Default: 0.", show_default=False
+        ),
+    ] = 0,
+    out: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder that gets report.html and the figures. Default: RUN/figures/analysis, for "
+            "several runs runs/analysis."
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Show runs side by side: energies over training, overfitting, loss landscapes, attacks.
+
+    Writes PNG figures and report.html, which holds them all and needs nothing else. The runs may
+    still be training. Only validation images are attacked; test numbers are those of
+    evaluation.json.
+    """
+    with Signals():
+        with preparing():
+            wanted = _epochs(epochs)
+        say("Loading TensorFlow ...")
+        load_tensorflow(debug)
+        from der_tf.analysis import distributions, read_runs, report, sections
+
+        with preparing():
+            found = read_runs(runs)
+            networks = _networks(found)
+            images, labels = _validation_images(found[0], networks, data_dir, num_examples, seed)
+        place = out or (
+            found[0].directory.figures / "analysis" if len(runs) == 1 else Path("runs/analysis")
+        )
+        with writing(place):
+            place.mkdir(parents=True, exist_ok=True)
+            say("Drawing energies over the epochs and of single samples ...")
+            written = [
+                *sections.over_epochs(found, place),
+                sections.samples(found, wanted, place),
+                sections.landscapes(found, networks, images, labels, seed, place, say),
+            ]
+            with attack_progress(distributions.ATTACKS) as progress:
+                written.append(
+                    sections.energies(found, networks, images, labels, seed, place, say, progress)
+                )
+            report.write_report(place / "report.html", found, written)
+        for run in found:
+            say(f"{run.name}: {run.verdict()}")
+        say(f"Written to {place / 'report.html'}")
+
+
+def _epochs(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise ValueError(f"--epochs takes numbers from 1 with commas between; received {text!r}")
+    return sorted({int(part) for part in parts})
+
+
+def _networks(runs: Sequence[Run]) -> dict[str, dict[str, Classifier]]:
+    """Of each run its best network, and the last where that is another, by what to call them."""
+    from der_tf.evaluation.loading import load_classifier
+
+    found = {}
+    for run in runs:
+        say(f"{run.name}: loading its networks ...")
+        directory, last = run.directory, len(run.epochs) - 1
+        found[run.name] = {f"best, epoch {run.epochs[run.best]}": load_classifier(directory.best)}
+        if directory.last.exists() and run.best != last:
+            found[run.name][f"last, epoch {run.epochs[last]}"] = load_classifier(directory.last)
+    return found
+
+
+def _validation_images(
+    run: Run,
+    networks: Mapping[str, Mapping[str, Classifier]],
+    data_dir: Path | None,
+    num_examples: int | None,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels drawn by the seed.
+
+    Raises:
+        ValueError: when there are fewer, or a network takes other images.
+    """
+    import numpy as np
+
+    from der_tf import data
+
+    say(f"Reading {run.config.dataset} ...")
+    dataset = data.load(
+        run.config.dataset,
+        data_dir=data_dir or run.config.data_dir,
+        image_size=run.config.image_size,
+    )
+    for name, of_run in networks.items():
+        for network in of_run.values():
+            if network.image_shape != dataset.input_shape:
+                raise ValueError(
+                    f"{name} takes images of shape {network.image_shape}; those of "
+                    f"{dataset.name} have {dataset.input_shape}"
+                )
+    there = dataset.validation_size
+    if num_examples is not None and num_examples > there:
+        raise ValueError(
+            f"{dataset.name} has {there} validation images; received --num-examples {num_examples}"
+        )
+    images, labels = (
+        np.concatenate(parts) for parts in zip(*dataset.validation.as_numpy_iterator(), strict=True)
+    )
+    count = num_examples or min(NUM_EXAMPLES, there)
+    chosen = np.random.default_rng(seed).choice(there, count, replace=False)
+    return images[chosen], labels[chosen].astype(np.int32)

@@ -1,0 +1,85 @@
+"""Runs as their files tell of them."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from der_tf.analysis import read_run, read_runs
+from der_tf.files import write_text
+from tests.analysis.run_files import energy_row, make_run
+
+
+def test_records_within_epochs_lie_between_them(tmp_path):
+    rows = [energy_row(epoch, step, 0.0) for epoch, step in ((0, 7), (1, 21), (1, 28), (2, 42))]
+    make_run(tmp_path / "run", rows)
+    epochs, _ = read_run(tmp_path / "run").energy_curve("abnormal_fraction")
+    np.testing.assert_allclose(epochs, [1 / 3, 1, 4 / 3, 2])
+
+
+def test_curves_are_those_of_the_training_samples_under_the_attack_asked_for(tmp_path):
+    rows = [
+        energy_row(1, 10, 0.1),
+        energy_row(1, 10, 0.2, attack="pgd"),
+        energy_row(1, 10, 0.3, split="validation"),
+    ]
+    make_run(tmp_path / "run", rows)
+    run = read_run(tmp_path / "run")
+    assert run.energy_curve("abnormal_fraction")[1].tolist() == [0.1]
+    assert run.energy_curve("abnormal_fraction", "pgd")[1].tolist() == [0.2]
+
+
+def test_the_verdict_looks_at_the_samples_and_without_them_at_the_metrics(tmp_path):
+    # metrics.csv shows no sign of a collapse, energies.csv does.
+    make_run(tmp_path / "older")
+    assert read_run(tmp_path / "older").verdict() == "neither CO nor RO"
+    rows = [energy_row(epoch, 10 * epoch, share) for epoch, share in enumerate((0, 0, 0, 0.8), 1)]
+    make_run(tmp_path / "watched", rows)
+    verdict = read_run(tmp_path / "watched").verdict()
+    assert verdict.startswith("CO in epoch 4: robust validation accuracy 40.0 → 2.0 %")
+    assert "abnormal samples 0.0 → 80.0 %" in verdict
+
+
+def test_the_best_epoch_is_the_first_of_the_highest_robust_accuracy(tmp_path):
+    make_run(tmp_path / "run")
+    run = read_run(tmp_path / "run")
+    again = dataclasses.replace(run, metrics=[*run.metrics, {**run.metrics[2], "epoch": 5}])
+    assert run.epochs[run.best] == again.epochs[again.best] == 3
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"received .*nothing: there is no such folder"):
+        read_run(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        read_run(tmp_path)
+    run = make_run(tmp_path / "run")
+    run.best.unlink()
+    with pytest.raises(ValueError, match="has no finished epoch yet"):
+        read_run(run.path)
+
+
+def test_runs_side_by_side_are_few_different_and_of_one_data_set(tmp_path):
+    runs = [make_run(tmp_path / name) for name in ("a", "b")]
+    paths = [run.path for run in runs]
+    assert [run.name for run in read_runs(paths)] == ["a", "b"]
+    with pytest.raises(ValueError, match="each run once"):
+        read_runs([*paths, tmp_path / "b" / ".." / "a"])
+    with pytest.raises(ValueError, match="up to 7 runs; received 8"):
+        read_runs(4 * paths)
+    other = make_run(tmp_path / "c", dataset="cifar10")
+    with pytest.raises(ValueError, match=r"received .*a \(digits\) and .*c \(cifar10\)"):
+        read_runs([paths[0], other.path])
+    record = json.loads(runs[1].config.read_text())
+    record["configuration"]["image_size"] = 16
+    write_text(runs[1].config, json.dumps(record))
+    with pytest.raises(ValueError, match="digits of 16 pixels"):
+        read_runs(paths)
+
+
+def test_runs_of_one_name_are_called_by_their_paths(tmp_path):
+    paths = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        paths.append(make_run(tmp_path / folder / "run").path)
+    assert [run.name for run in read_runs(paths)] == [str(path) for path in paths]

@@ -1,0 +1,124 @@
+"""der-tf analyze as a user runs it: a whole report of real runs, and refusals."""
+
+import csv
+import html.parser
+import json
+import shutil
+
+import pytest
+
+from der_tf.cli import main
+
+
+class Page(html.parser.HTMLParser):
+    """What a report refers to, its text, and the cells of its table."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.references, self.tags, self.rows, self.words = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.references += [
+            value for name, value in attributes if name in ("src", "href", "data", "action")
+        ]
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data
+
+    @property
+    def cells(self):
+        return {row[0]: row[1:] for row in self.rows if row}
+
+
+@pytest.fixture(scope="module")
+def analyzed(finished):
+    """A report of two runs: one with energies.csv, and an older one without."""
+    run, older, out = finished / "run", finished / "older", finished / "out"
+    shutil.copytree(run, older)
+    (older / "energies.csv").unlink()
+    shutil.rmtree(older / "energies")
+    record = json.loads((older / "config.json").read_text())
+    record["configuration"]["der_weight"] = 2.5
+    (older / "config.json").write_text(json.dumps(record))
+    arguments = ["analyze", str(run), str(older), "--out", str(out), "--num-examples", "20"]
+    assert main(arguments) == 0
+    return finished
+
+
+def test_a_report_holds_every_run_and_refers_to_nothing_outside(analyzed):
+    text = (analyzed / "out" / "report.html").read_text()
+    page = Page(text)
+    assert page.references
+    assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert "url(" not in text
+    assert "http" not in text.replace("http-equiv", "")
+    assert page.rows[0] == ["", "run", "older"]
+    assert any(word.startswith("older: no energies.csv") for word in page.words)
+    # Two figures over both runs, the samples of one, landscapes and energies of both.
+    pictures = {path.name for path in (analyzed / "out").glob("*.png")}
+    assert len(page.references) == len(pictures) == 2 + 1 + 2 + 2
+
+
+def test_numbers_in_the_table_are_those_of_the_files(analyzed):
+    cells = Page((analyzed / "out" / "report.html").read_text()).cells
+    with open(analyzed / "run" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    best = max(rows, key=lambda row: float(row["val_robust_accuracy"]))
+    assert cells["best epoch"] == 2 * [best["epoch"]]
+    for name, metric in (("clean", "val_clean_accuracy"), ("PGD", "val_robust_accuracy")):
+        for which, row in (("best", best), ("last", rows[-1])):
+            expected = f"{100 * float(row[metric]):.2f} %"
+            assert cells[f"validation {name}, {which} epoch"] == 2 * [expected]
+    report = json.loads((analyzed / "run" / "evaluation.json").read_text())
+    assert cells["images"] == 2 * [f"{report['images']:,}"]
+    for name, result in (("clean", report["natural"]), ("pgd", report["attacks"]["pgd"])):
+        assert cells[name][0].startswith(f"{100 * result['accuracy']:.2f} % (")
+    # Configuration: what is always told, and what differs.
+    assert cells["der weight"] == ["10.0", "2.5"]
+    assert cells["dataset"] == ["digits", "digits"]
+    assert "width" not in cells
+
+
+def test_a_failed_report_leaves_the_old_one(analyzed, capsys):
+    place = analyzed / "kept"
+    shutil.copytree(analyzed / "out", place)
+    before = (place / "report.html").read_bytes()
+    (place / "energy_and_error.png").unlink()
+    (place / "energy_and_error.png").mkdir()
+    assert main(["analyze", str(analyzed / "run"), "--out", str(place)]) == 1
+    assert "cannot write" in capsys.readouterr().err
+    assert (place / "report.html").read_bytes() == before
+    assert not list(place.glob(".partial*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--epochs", "1,x"], ["--epochs", "'1,x'"]),
+        (["--num-examples", "0"], ["--num-examples", ">= 1"]),
+        (["--num-examples", "100000"], ["validation images", "--num-examples 100000"]),
+    ],
+)
+def test_unusable_options_are_one_line_and_status_2(options, words, finished, capsys):
+    assert main(["analyze", str(finished / "run"), *options]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err
+
+
+def test_what_is_no_run_is_one_line_and_status_2(tmp_path, capsys):
+    assert main(["analyze", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert str(tmp_path) in err
+    assert "has no config.json" in err
