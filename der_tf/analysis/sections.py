@@ -110,7 +110,7 @@ def landscapes(
             say(f"{run.name}, {name}: loss around {len(x)} images ...")
             found = landscape.planes(network.model, x, y, run.config.epsilon, run.config.norm, seed)
             surfaces[name] = [landscape.surface(network.model, plane) for plane in found]
-        names = [run.class_names[label] for label in y]
+        names = [f"class {run.class_names[label]}" for label in y]
         path = place / f"landscape-{_file_name(run)}.png"
         figures.save(landscape.loss_landscape(surfaces, names, fraction(run.config.epsilon)), path)
         pictures.append((path, f"{run.name}: cross-entropy around validation images"))
@@ -156,11 +156,12 @@ def energies(
     return Section(
         title="Energies of natural and attacked images",
         pictures=pictures,
-        caption="Untargeted PGD raises E(x, y), that is, it lowers the logit of the true class, "
-        "and lowers E(x): its images look likelier to the network than natural ones. PGD towards a "
-        "wrong class drawn at random raises E(x) in the paper's networks. The farther the curves "
-        "of the attacks lie from the natural one, the less robust the network; where FGSM lies "
-        "on the natural one and PGD does not, the network has overfitted to single steps. "
+        caption="Attacks raise E(x, y), that is, they lower the logit of the true class. In the "
+        "networks of the paper untargeted PGD lowers E(x), so that its images look likelier to the "
+        "network than natural ones, and PGD towards a wrong class (here one drawn at random) "
+        "raises E(x). The farther the curve of an attack lies from the natural one, the farther "
+        "the network lets it move the logits; where FGSM lies on the natural curve and PGD does "
+        "not, the network has overfitted to single steps. "
         f"PGD takes 10 steps of ε/4. After {PAPER}, section 3, and Mirza et al., Shedding More "
         "Light on Robust Classifiers under the Lens of Energy-based Models, arXiv 2407.06315.",
     )

@@ -16,6 +16,7 @@ class Page(html.parser.HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.references, self.tags, self.rows, self.words = [], [], [], []
+        self.in_cell = False
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -27,10 +28,14 @@ class Page(html.parser.HTMLParser):
             self.rows.append([])
         elif tag in ("td", "th"):
             self.rows[-1].append("")
+            self.in_cell = True
+
+    def handle_endtag(self, tag):
+        self.in_cell = self.in_cell and tag not in ("td", "th")
 
     def handle_data(self, data):
         self.words.append(data)
-        if self.rows and self.rows[-1]:
+        if self.in_cell:
             self.rows[-1][-1] += data
 
     @property
@@ -60,7 +65,7 @@ def test_a_report_holds_every_run_and_refers_to_nothing_outside(analyzed):
     assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert "url(" not in text
-    assert "http" not in text.replace("http-equiv", "")
+    assert "http" not in text
     assert page.rows[0] == ["", "run", "older"]
     assert any(word.startswith("older: no energies.csv") for word in page.words)
     # Two figures over both runs, the samples of one, landscapes and energies of both.
