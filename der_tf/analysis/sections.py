@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from der_tf import figures
 from der_tf.analysis import curves, distributions, landscape
@@ -16,6 +18,7 @@ from der_tf.evaluation import evaluate
 from der_tf.evaluation.loading import Classifier
 from der_tf.evaluation.report import fraction
 from der_tf.evaluation.robustness import Progress
+from der_tf.training.faults import writing
 
 # Of each run, by its name, networks by what to call them.
 Networks = Mapping[str, Mapping[str, Classifier]]
@@ -26,8 +29,8 @@ LANDSCAPES = 3
 def over_epochs(runs: Sequence[Run], place: Path) -> list[Section]:
     """dE(x) against the robust error, the share of abnormal samples, gradient alignment."""
     central, abnormal = place / "energy_and_error.png", place / "abnormality.png"
-    figures.save(curves.energy_and_error(runs), central)
-    figures.save(curves.abnormality(runs), abnormal)
+    _save(curves.energy_and_error(runs), central)
+    _save(curves.abnormality(runs), abnormal)
     older = [run.name for run in runs if not run.energies]
     notes = [
         f"{', '.join(older)}: no energies.csv. The energies and abnormal samples are the means of "
@@ -69,7 +72,7 @@ def samples(runs: Sequence[Run], wanted: Sequence[int] | None, place: Path) -> S
         epochs = distributions.chosen_epochs(run, wanted)
         if epochs:
             path = place / f"samples-{_file_name(run)}.png"
-            figures.save(distributions.joint_distribution(run, epochs), path)
+            _save(distributions.joint_distribution(run, epochs), path)
             pictures.append((path, f"{run.name}: training images under the training attack"))
         else:
             which = f" of epochs {', '.join(map(str, wanted))}" if wanted else ""
@@ -112,7 +115,7 @@ def landscapes(
             surfaces[name] = [landscape.surface(network.model, plane) for plane in found]
         names = [f"class {run.class_names[label]}" for label in y]
         path = place / f"landscape-{_file_name(run)}.png"
-        figures.save(landscape.loss_landscape(surfaces, names, fraction(run.config.epsilon)), path)
+        _save(landscape.loss_landscape(surfaces, names, fraction(run.config.epsilon)), path)
         pictures.append((path, f"{run.name}: cross-entropy around validation images"))
     return Section(
         title="Loss landscape",
@@ -136,7 +139,7 @@ def energies(
     seed: int,
     place: Path,
     say: Callable[[str], None],
-    progress: Progress,
+    progress: Callable[[int], AbstractContextManager[Progress]],
 ) -> Section:
     """E(x) and E(x, y) of the images as they are and under attacks."""
     pictures = []
@@ -147,11 +150,12 @@ def energies(
         found = {}
         for name, network in networks[run.name].items():
             say(f"{run.name}, {name}: attacking {len(images)} validation images ...")
-            found[name] = evaluate(
-                network.model, images, labels, attacks=chosen, seed=seed, progress=progress
-            )
+            with progress(len(images)) as tell:
+                found[name] = evaluate(
+                    network.model, images, labels, attacks=chosen, seed=seed, progress=tell
+                )
         path = place / f"energies-{_file_name(run)}.png"
-        figures.save(distributions.energies_under_attack(found), path)
+        _save(distributions.energies_under_attack(found), path)
         pictures.append((path, f"{run.name}: {len(images)} validation images"))
     return Section(
         title="Energies of natural and attacked images",
@@ -169,3 +173,8 @@ def energies(
 
 def _file_name(run: Run) -> str:
     return run.name.strip("/").replace("/", "-")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with writing(path):
+        figures.save(figure, path)

@@ -78,7 +78,7 @@ def analyze(
             wanted = _epochs(epochs)
         say("Loading TensorFlow ...")
         load_tensorflow(debug)
-        from der_tf.analysis import distributions, read_runs, report, sections
+        from der_tf.analysis import read_runs, report, sections
 
         with preparing():
             found = read_runs(runs)
@@ -87,18 +87,14 @@ def analyze(
         place = out or (
             found[0].directory.figures / "analysis" if len(runs) == 1 else Path("runs/analysis")
         )
-        with writing(place):
-            place.mkdir(parents=True, exist_ok=True)
-            say("Drawing energies over the epochs and of single samples ...")
-            written = [
-                *sections.over_epochs(found, place),
-                sections.samples(found, wanted, place),
-                sections.landscapes(found, networks, images, labels, seed, place, say),
-            ]
-            with attack_progress(distributions.ATTACKS) as progress:
-                written.append(
-                    sections.energies(found, networks, images, labels, seed, place, say, progress)
-                )
+        say("Drawing energies over the epochs and of single samples ...")
+        written = [
+            *sections.over_epochs(found, place),
+            sections.samples(found, wanted, place),
+            sections.landscapes(found, networks, images, labels, seed, place, say),
+            sections.energies(found, networks, images, labels, seed, place, say, attack_progress),
+        ]
+        with writing(place / "report.html"):
             report.write_report(place / "report.html", found, written)
         for run in found:
             say(f"{run.name}: {run.verdict()}")
