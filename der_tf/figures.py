@@ -16,6 +16,7 @@ from der_tf.files import replacing
 # Okabe and Ito (2008), without the yellow that is faint on white.
 BLUE, VERMILLION, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, BLACK = "#E69F00", "#56B4E9", "#000000"
+GREY = "#666666"  # of what is there to compare with
 COLOURS = (BLUE, VERMILLION, GREEN, PINK, ORANGE, SKY, BLACK)
 SURFACE = "cividis"  # of matplotlib's maps, the one made for colour-blind eyes
 WIDTH = 7.0  # inches: the text width of a page, so that letters are printed at their size

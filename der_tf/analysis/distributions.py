@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from der_tf import attacks, figures
+from der_tf import figures
 from der_tf.analysis.runs import Run
+from der_tf.attacks import FGSM, PGD, Attack
 from der_tf.evaluation import Evaluation
+from der_tf.evaluation.diagnosis import RandomTargetPGD
 
 # Names in the order of the legend: what is drawn how.
 _STYLES = {
@@ -84,19 +84,12 @@ def joint_distribution(run: Run, epochs: Sequence[int]) -> Figure:
     return figure
 
 
-def attacks_of_energies(epsilon: float, norm: str, classes: int, seed: int) -> dict[str, Any]:
+def attacks_of_energies(epsilon: float, norm: str) -> dict[str, Attack]:
     """FGSM, PGD-10 and PGD-10 towards a wrong class drawn at random, by their names in figures."""
-    pgd = attacks.get("pgd", epsilon=epsilon, norm=norm, seed=seed)
-    towards = attacks.get("pgd", epsilon=epsilon, norm=norm, seed=seed, targeted=True)
-
-    def targeted(model: Any, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        shift = tf.random.stateless_uniform(
-            tf.shape(y), [seed, 1], minval=1, maxval=classes, dtype=tf.int32
-        )
-        return towards(model, x, (y + shift) % classes)
-
-    fgsm = attacks.get("fgsm", epsilon=epsilon, norm=norm)
-    return dict(zip(ATTACKS, (fgsm, pgd, targeted), strict=True))
+    kinds: tuple[type[Attack], ...] = (FGSM, PGD, RandomTargetPGD)
+    return {
+        name: kind(epsilon=epsilon, norm=norm) for name, kind in zip(ATTACKS, kinds, strict=True)
+    }
 
 
 @figures.style()

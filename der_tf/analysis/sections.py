@@ -144,9 +144,7 @@ def energies(
     """E(x) and E(x, y) of the images as they are and under attacks."""
     pictures = []
     for run in runs:
-        chosen = distributions.attacks_of_energies(
-            run.config.epsilon, run.config.norm, len(run.class_names), seed
-        )
+        chosen = distributions.attacks_of_energies(run.config.epsilon, run.config.norm)
         found = {}
         for name, network in networks[run.name].items():
             say(f"{run.name}, {name}: attacking {len(images)} validation images ...")

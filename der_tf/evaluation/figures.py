@@ -5,21 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from scipy import stats
 
+from der_tf import figures
 from der_tf.evaluation.results import AttackResult, Evaluation
-from der_tf.files import replacing
+from der_tf.figures import BLUE, GREEN, GREY, VERMILLION
 
-# Okabe and Ito's colours, which colour-blind people tell apart.
-BLUE, RED, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 LINF_UNIT, L2_UNIT = "pixels of [0, 1]", "l2 norm in pixels of [0, 1]"
 
 
+@figures.style()
 def draw(
     folder: Path,
     evaluation: Evaluation,
@@ -36,47 +34,44 @@ def draw(
         curves: those of :class:`~der_tf.evaluation.diagnosis.Diagnosis`.
         ball: norm and radius of the suite.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = {
+    pictures = {
         "accuracy-epsilon.png": _against_epsilon(curves, ball),
         "accuracy-steps.png": _against_steps(curves),
         "energies.png": _energies(evaluation, targeted, curves["images"]),
     }
-    for name, figure in figures.items():
-        with replacing(folder / name) as temporary:
-            figure.savefig(temporary, dpi=120)
-        plt.close(figure)
-    return list(figures)
+    for name, figure in pictures.items():
+        figures.save(figure, folder / name)
+    return list(pictures)
 
 
-def _against_epsilon(curves: dict[str, Any], ball: tuple[str, float]) -> plt.Figure:
-    figure, axes = plt.subplots(figsize=(5.5, 3.8), layout="constrained")
+def _against_epsilon(curves: dict[str, Any], ball: tuple[str, float]) -> Figure:
+    figure, ((axes,),) = figures.page(width=5.5, height=3.8)
     norm, epsilon = ball
     _accuracy(axes, curves["epsilon"], "epsilon")
     axes.axvline(epsilon, color=GREY, linestyle=":", label="epsilon of the suite")
     unit = LINF_UNIT if norm == "linf" else L2_UNIT
     axes.set(xlabel=f"epsilon ({norm}, {unit})", title=f"PGD-20, {curves['images']:,} images")
-    axes.legend(fontsize="small")
+    axes.legend()
     return figure
 
 
-def _against_steps(curves: dict[str, Any]) -> plt.Figure:
+def _against_steps(curves: dict[str, Any]) -> Figure:
     points = curves["steps"]
-    figure, (axes, losses) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    figure, ((axes, losses),) = figures.page(1, 2, width=9, height=3.8)
     _accuracy(axes, points, "steps")
     steps = [point["steps"] for point in points]
-    losses.plot(steps, [p["cross_entropy"] for p in points], color=RED, marker="o")
+    losses.plot(steps, [p["cross_entropy"] for p in points], color=VERMILLION, marker="o")
     losses.set_ylabel("mean cross-entropy (nats)")
     figure.suptitle(f"PGD from one uniform start, {curves['images']:,} images")
     for panel in (axes, losses):
         panel.set(xscale="log", xlabel="steps of PGD")
         panel.set_xticks(steps, [str(n) for n in steps])
         panel.minorticks_off()
-    axes.legend(fontsize="small")
+    axes.legend()
     return figure
 
 
-def _accuracy(axes: plt.Axes, points: list[dict[str, Any]], along: str) -> None:
+def _accuracy(axes: Axes, points: list[dict[str, Any]], along: str) -> None:
     points = sorted(points, key=lambda point: point[along])
     at = [point[along] for point in points]
     low, high = (100 * np.array([point["interval"][end] for point in points]) for end in (0, 1))
@@ -86,7 +81,7 @@ def _accuracy(axes: plt.Axes, points: list[dict[str, Any]], along: str) -> None:
     axes.set(ylabel="accuracy (%)", ylim=(0, 100))
 
 
-def _energies(evaluation: Evaluation, targeted: AttackResult, images: int) -> plt.Figure:
+def _energies(evaluation: Evaluation, targeted: AttackResult, images: int) -> Figure:
     """Distributions of four energies, a row an attack, natural images on top."""
     attacks = {**evaluation.attacks, f"pgd-20 targeted\n({images:,} images)": targeted}
     rows = ["natural", *attacks]
@@ -96,8 +91,8 @@ def _energies(evaluation: Evaluation, targeted: AttackResult, images: int) -> pl
         "dE(x) = E(x) - E(x*)": ("delta_marginal_energy", None),
         "dE(x, y) = E(x, y) - E(x*, y)": ("delta_joint_energy", None),
     }
-    size = (13, 1.6 + 0.45 * len(rows))
-    figure, every = plt.subplots(1, 4, figsize=size, sharey=True, layout="constrained")
+    height = 1.6 + 0.45 * len(rows)
+    figure, (every,) = figures.page(1, 4, width=13, height=height, sharey=True)
     for axes, (title, (field, natural)) in zip(every, panels.items(), strict=True):
         if natural is not None:
             axes.axvline(np.median(natural), color=GREY, linewidth=0.8, linestyle=":")
@@ -116,7 +111,7 @@ def _energies(evaluation: Evaluation, targeted: AttackResult, images: int) -> pl
     return figure
 
 
-def _distribution(axes: plt.Axes, row: int, values: np.ndarray, colour: str) -> None:
+def _distribution(axes: Axes, row: int, values: np.ndarray, colour: str) -> None:
     if np.ptp(values) > 1e-6:  # else there is no density to estimate
         at = np.linspace(values.min(), values.max(), 200)
         density = stats.gaussian_kde(values)(at)
