@@ -99,8 +99,8 @@ def main() -> None:
     page = between(PAGE.read_text(), "full-scale", full_scale())
     for name in EXPERIMENTS:
         kept = [json.loads(path.read_text()) for path in sorted(STORE.glob(f"{name}-*.json"))]
-        if kept:
-            page = between(page, name, "\n".join(section(report) for report in kept))
+        text = "\n".join(section(report) for report in kept) or "Not run yet.\n"
+        page = between(page, name, text)
     write_text(PAGE, page)
 
 
