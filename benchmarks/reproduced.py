@@ -41,12 +41,13 @@ def section(report: dict) -> str:
     """Markdown: the command, the table, what was left out, and what each row trains."""
     measured = report["measured"]
     images = f"the first {measured['test_images']:,}" if measured["test_images"] else "all"
-    cures = ",".join(dict.fromkeys(f"{row['cure']}-*" for row in report["rows"]))
+    names = ",".join(f"{row['cure']}-{row['level']}" for row in report["rows"])
+    seeds = max(len(row["runs"]) for row in report["rows"])
     left_out = ", ".join(f"`{name}`" for name in report["not_run"]) or "none"
     commands = "\n".join(f"    {row['command']} --seed=0" for row in report["rows"])
     return (
-        f"`der-tf reproduce {report['experiment']} --scale {report['scale']} --only '{cures}'` on "
-        f"{report['machine']}; {images} test images. Rows not run: {left_out}.\n\n"
+        f"`der-tf reproduce {report['experiment']} --scale {report['scale']} --seeds {seeds} "
+        f"--only {names}` on {report['machine']}; {images} test images. Rows not run: {left_out}.\n\n"
         f"{markdown(report)}\n"
         "<details><summary>What each row trains</summary>\n\n"
         f"{commands}\n\n</details>\n"
