@@ -47,7 +47,8 @@ def section(report: dict) -> str:
     commands = "\n".join(f"    {row['command']} --seed=0" for row in report["rows"])
     return (
         f"`der-tf reproduce {report['experiment']} --scale {report['scale']} --seeds {seeds} "
-        f"--only {names}` on {report['machine']}; {images} test images. Rows not run: {left_out}.\n\n"
+        f"--only {names}` on {report['machine']}; {images} test images. Rows not run: "
+        f"{left_out}.\n\n"
         f"{markdown(report)}\n"
         "<details><summary>What each row trains</summary>\n\n"
         f"{commands}\n\n</details>\n"
