@@ -25,13 +25,12 @@ ROOT = Path(__file__).parents[1]
 STORE = ROOT / "benchmarks" / "results" / "defend.json"
 PAGE = ROOT / "docs" / "defense.md"
 BEGIN, END = "<!-- BEGIN benchmarks/defend.py -->", "<!-- END benchmarks/defend.py -->"
-# Step size, radius, steps. Of one step only the smaller of the first two counts.
+# Step size, radius, steps. Of one step the radius, as published twice the step, is not reached.
 GRID = (
     (0.125, 0.25, 1),
     (0.25, 0.5, 1),
     (0.5, 1.0, 1),
     (1.0, 2.0, 1),
-    (0.25, 0.5, 3),
 )
 
 
@@ -112,10 +111,12 @@ def run(options: argparse.Namespace) -> dict:
         "epsilon": options.epsilon,
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
         "tuning": {"images": options.tune_examples, "split": "validation", "steps": 10},
-        "judging": {"images": options.num_examples, "split": "test", "steps": 20},
     }
     record = json.loads(STORE.read_text()) if STORE.exists() else {}
-    if {name: record.get(name) for name in about} != about:
+    if {name: record.get(name) for name in about} == about:
+        known = ("undefended", "settings")
+        record = {**about, **{name: record[name] for name in known if name in record}}
+    else:
         record = {**about, "settings": []}
 
     def keep() -> None:
@@ -140,6 +141,9 @@ def run(options: argparse.Namespace) -> dict:
     x, y = drawn(loaded, "test", options.num_examples, options.seed)
     strong = {"PGD-20": attack("pgd", 20)}
     record["judgement"] = {
+        "images": options.num_examples,
+        "split": "test",
+        "steps": 20,
         "setting": chosen,
         "undefended": measure(model, None, x, y, strong, options),
         "defended": measure(model, EnergyDescent(**chosen), x, y, strong, options),
@@ -156,7 +160,7 @@ def percent(found: dict) -> str:
 def table(record: dict) -> str:
     """Markdown: the settings on validation images, the chosen one on test images."""
     tuning, judged = record["tuning"], record["judgement"]
-    count = record["judging"]["images"]
+    count = judged["images"]
     columns = list(record["settings"][0])[3:]
     lines = [
         f"{record['model']}; l-inf {record['epsilon'] * 255:.3g}/255, seed {record['seed']}; "
