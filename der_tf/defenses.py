@@ -35,16 +35,16 @@ class EnergyDescent(Configurable):
     Only attacks that know of the transformation can judge it: those on :meth:`wrap` do.
 
     Args:
-        step_size: a, a length in l2 in pixels of [0, 1]. Default 0.7.
-        radius: r, in pixels of [0, 1]. Default 1.4.
+        step_size: a, a length in l2 in pixels of [0, 1]. Default 0.125.
+        radius: r, in pixels of [0, 1]. Default 0.25.
         steps: gradients taken. Default 1.
 
     Raises:
         ValueError: for a value out of its range.
     """
 
-    step_size: float = 0.7
-    radius: float = 1.4
+    step_size: float = 0.125
+    radius: float = 0.25
     steps: int = 1
 
     def __post_init__(self) -> None:

@@ -22,11 +22,11 @@ class DefenseOptions:
 
     defense_step_size: Annotated[
         NotNegative | None,
-        Parameter(help="Length of a step in l2, in pixels of [0, 1]. Default: 0.7."),
+        Parameter(help="Length of a step in l2, in pixels of [0, 1]. Default: 0.125."),
     ] = None
     defense_radius: Annotated[
         NotNegative | None,
-        Parameter(help="Radius of the l2 ball around the image, in pixels. Default: 1.4."),
+        Parameter(help="Radius of the l2 ball around the image, in pixels. Default: 0.25."),
     ] = None
     defense_steps: Annotated[Count | None, Parameter(help="Steps. Default: 1.")] = None
 
