@@ -134,6 +134,8 @@ def trained(
             f"Stopped after epoch {training.checkpoints.epoch}: no better validation robust "
             f"accuracy for {config.early_stopping} epochs"
         )
+    if training.stopped_by_guard:
+        say(f"Stopped in epoch {training.checkpoints.epoch}: catastrophic overfitting")
     return dataset
 
 

@@ -337,6 +337,14 @@ class TrainOptions:
             "Record energies after so many steps, too. Default: 0: only after epochs.",
         ),
     ] = None
+    overfitting_guard: Annotated[
+        Literal["off", "warn", "stop", "roll-back"] | None,
+        _option(
+            _MEASURE,
+            "What to do at catastrophic overfitting, noticed within the epoch: warn, stop, or go "
+            "back to the last robust weights. Warns of robust overfitting, too. Default: warn.",
+        ),
+    ] = None
 
     run_dir: Annotated[
         Path | None,

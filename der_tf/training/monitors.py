@@ -222,13 +222,13 @@ def affordable_images(
     Returns:
         From 16, below which quantiles say nothing, to 512.
     """
-    training, evaluation = _passes(model.attack), _passes(model.evaluation_attack)
+    training, evaluation = passes(model.attack), passes(model.evaluation_attack)
     of_steps = train_size * (training + 3)
     an_image = 2 * records * (training + evaluation + 6)  # two splits
     return int(np.clip(share * of_steps // an_image, 16, 512))
 
 
-def _passes(attack: Any) -> int:
+def passes(attack: Any) -> int:
     """Network passes an image; attacks of other kinds count as PGD-10."""
     if attack is None:
         return 0

@@ -79,6 +79,8 @@ class Configuration:
     # Energies of fixed samples: images a split (None: as many as are cheap), steps between records.
     energy_images: int | None = None
     energy_every: int = 0
+    # What follows when robustness to PGD is lost: "off", "warn", "stop" or "roll-back".
+    overfitting_guard: str = "warn"
 
     @property
     def name(self) -> str:
@@ -93,7 +95,7 @@ class Configuration:
             KeyError, TypeError: when a field without a default is missing, or one is unknown.
         """
         # What runs did before there were such options.
-        before = {"energy_images": 0}
+        before = {"energy_images": 0, "overfitting_guard": "off"}
         return cls(**{**before, **stored, "milestones": tuple(stored["milestones"])})
 
 

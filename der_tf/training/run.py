@@ -21,6 +21,10 @@ from der_tf.training.callbacks import (
     StopOnNonFinite,
     save_network,
 )
+from der_tf.training.catastrophic_overfitting import (
+    CatastrophicOverfittingGuard,
+    affordable_steps,
+)
 from der_tf.training.checkpoints import Checkpoints
 from der_tf.training.classifier import RobustClassifier
 from der_tf.training.faults import Interrupted, Signals
@@ -29,7 +33,11 @@ from der_tf.training.monitors import EnergyMonitor, affordable_images
 from der_tf.training.optimizers import CoupledSGD
 from der_tf.training.recipes import Configuration
 from der_tf.training.records import MetricsFile, Pace, ProgressLines, TensorBoard, read_metrics
+from der_tf.training.robust_overfitting import RobustOverfittingMonitor
 from der_tf.training.run_directory import RunDirectory
+
+# Training images that the guard probes: a loss of 25 % is more than three standard errors.
+GUARD_IMAGES = 64
 
 
 def choose_strategy() -> tf.distribute.Strategy:
@@ -197,11 +205,13 @@ class Training:
         self._signals = signals
         # Saving is work of all workers together, and neither clocks nor signals are common.
         self._minutes = 0.0 if workers.several() else checkpoint_minutes
-        # Epoch averages and early stopping, for the runs that ask for them.
+        # Epoch averages, early stopping and so on, for the runs that ask for them.
         self.swa = EpochAverages(self.model, config.swa_start) if config.swa_start else None
         self.stopping = EarlyStopping(config.early_stopping) if config.early_stopping else None
         self.monitor = self._energy_monitor()
-        others = [v for part in (self.swa, self.stopping) if part for v in part.variables]
+        self.guard = self._guard()
+        parts = (self.swa, self.stopping, self.guard)
+        others = [v for part in parts if part for v in part.variables]
         self.checkpoints = Checkpoints(directory.checkpoints, self.model, restore_from, others)
         self.resumed = self.checkpoints.restore()
 
@@ -230,9 +240,15 @@ class Training:
         return self.stopping is not None and self.stopping.reached
 
     @property
+    def stopped_by_guard(self) -> bool:
+        """Whether catastrophic overfitting ended the training."""
+        return self.guard is not None and self.guard.reached
+
+    @property
     def finished(self) -> bool:
         """Whether there is no epoch left to train."""
-        return self.stopped_early or self.checkpoints.epoch >= self.config.epochs
+        is_stopped = self.stopped_early or self.stopped_by_guard
+        return is_stopped or self.checkpoints.epoch >= self.config.epochs
 
     def _training_images(self) -> Iterator[tf.Tensor]:
         """The images of an epoch beyond the last: the same in a run that was resumed."""
@@ -243,6 +259,7 @@ class Training:
         """Train to the end of the epoch that a step was done of, else to the end of the run."""
         steps = self.dataset.steps_per_epoch
         averages = ValidateAverages()
+        metrics = MetricsFile(self.directory.metrics, epoch)
         state = SaveState(self.checkpoints, self._signals, self._minutes)
         callbacks = [
             Pace(self.config.batch_size, self.dataset.train_size),
@@ -250,10 +267,11 @@ class Training:
             averages,
             *([self.monitor] if self.monitor else []),
             TensorBoard(self.directory.tensorboard, self.monitor),
+            *self._guards(metrics.rows),
             *([self.swa] if self.swa else []),
             *([self.stopping] if self.stopping else []),
             SaveBest(self.directory.best, self.checkpoints),
-            MetricsFile(self.directory.metrics, epoch),
+            metrics,
             state,
         ]
         verbose = 1 if sys.stdout.isatty() else 0
@@ -309,3 +327,22 @@ class Training:
             every_steps=config.energy_every,
             seed=config.seed,
         )
+
+    def _guard(self) -> CatastrophicOverfittingGuard | None:
+        config = self.config
+        if config.overfitting_guard == "off":
+            return None
+        guard = CatastrophicOverfittingGuard(
+            self.dataset.training_sample(GUARD_IMAGES),
+            config.overfitting_guard.replace("-", "_"),
+            probe_every=affordable_steps(self.model, config.batch_size, GUARD_IMAGES),
+            directory=self.directory.path,
+            seed=config.seed,
+        )
+        guard.set_model(self.model)  # its state is part of the checkpoint
+        return guard
+
+    def _guards(self, rows: list[dict[str, float]]) -> list[keras.callbacks.Callback]:
+        if self.guard is None:
+            return []
+        return [self.guard, RobustOverfittingMonitor(directory=self.directory.path, rows=rows)]

@@ -50,6 +50,11 @@ class RunDirectory:
         return self.path / "energies"
 
     @property
+    def alarms(self) -> Path:
+        """A row for each time that overfitting was noticed; it exists once there was one."""
+        return self.path / "alarms.csv"
+
+    @property
     def tensorboard(self) -> Path:
         """Event files."""
         return self.path / "tensorboard"

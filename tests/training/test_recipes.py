@@ -129,7 +129,9 @@ def test_needs_no_tensorflow():
 def test_a_run_from_before_there_were_monitors_goes_on_without():
     config = resolve({"epochs": 3})
     stored = dataclasses.asdict(config)
-    del stored["energy_images"], stored["energy_every"]
-    assert Configuration.from_dict(stored) == dataclasses.replace(config, energy_images=0)
+    for name in ("energy_images", "energy_every", "overfitting_guard"):
+        del stored[name]
+    without = dataclasses.replace(config, energy_images=0, overfitting_guard="off")
+    assert Configuration.from_dict(stored) == without
     with pytest.raises(ValueError, match=r"--energy-every belongs to the energies.*received 5"):
         resolve({"energy_images": 0, "energy_every": 5})
