@@ -223,14 +223,17 @@ def _attacked(
     )
     try:
         traced.get_concrete_function()
-    except Exception as error:  # autograph wraps TensorFlow's LookupError in a class of its own
-        if "gradient registry has no entry" not in str(error):
-            raise
-        raise ValueError(
-            f"attack {name!r} needs the gradient of the model, and this one has none: "
-            f"{str(error).strip().splitlines()[-1].strip()}; attack the Keras model, or the "
-            "`logits` function of an exported SavedModel"
-        ) from error
+    except Exception as error:  # autograph wraps errors, TensorFlow's LookupError in its own class
+        reason = str(error).strip().splitlines()[-1].strip()
+        if "gradient registry has no entry" in str(error):
+            raise ValueError(
+                f"attack {name!r} needs the gradient of the model, and this one has none: "
+                f"{reason}; attack the Keras model, or the `logits` function of an exported "
+                "SavedModel"
+            ) from error
+        if isinstance(error, ValueError):
+            raise ValueError(f"attack {name!r}: {reason.removeprefix('ValueError: ')}") from error
+        raise
     return traced
 
 
