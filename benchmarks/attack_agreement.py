@@ -5,27 +5,23 @@
     python benchmarks/attack_agreement.py --model best.keras --dataset cifar10 --data-dir ~/tfds \
         --num-examples 500 --epsilon 8/255
 
-Both see the same weights and images: the model is saved by Keras and loaded again, in a second
-process, by Keras on its PyTorch backend, where torchattacks runs; the logits of both are compared
-first. Each attack runs by itself on all correctly classified images, at AutoAttack's settings.
-Writes attack_agreement-NAME.json and .md to --output: per attack the robust accuracy of both, the
-share of images on which they agree, and the seconds.
+Both see the same weights and images: torchattacks runs on the PyTorch twin of the network, whose
+logits are compared first. Each attack runs by itself on all correctly classified images, at
+AutoAttack's settings. Writes attack_agreement-NAME.json and .md to ``benchmarks/results``: per
+attack the robust accuracy of both, the share of images on which they agree, and the seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
+RESULTS = Path(__file__).parent / "results"
 ATTACKS = ("apgd_ce", "apgd_t", "fab_t", "square")
 
 
@@ -44,29 +40,16 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=5000, help="of Square (default: 5000)")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--name", default="digits", help="in the names of the files written")
-    parser.add_argument("--output", type=Path, default=Path("docs"))
-    parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.peer:
-        run_peer(arguments.peer)
-    else:
-        compare(arguments)
+    compare(parser.parse_args())
 
 
 def compare(arguments: argparse.Namespace) -> None:
     model, images, labels = load(arguments)
     correct = np.argmax(model.predict(images, verbose=0), axis=1) == labels
-    with tempfile.TemporaryDirectory() as folder:
-        model.save(Path(folder) / "model.keras")
-        chosen = ("norm", "epsilon", "attacks", "steps", "queries", "batch_size")
-        settings = {name: getattr(arguments, name) for name in chosen}
-        (Path(folder) / "settings.json").write_text(json.dumps(settings))
-        np.savez(Path(folder) / "data.npz", x=images[correct], y=labels[correct])
-        command = [sys.executable, __file__, "--peer", folder]
-        subprocess.run(command, check=True, env={**os.environ, "KERAS_BACKEND": "torch"})
-        peer = dict(np.load(Path(folder) / "peer.npz"))
-    difference = np.abs(model.predict(images[correct], verbose=0) - peer["logits"]).max()
-    ours = run_ours(model, images[correct], labels[correct], arguments)
+    x, y = images[correct], labels[correct]
+    peer = run_peer(model, x, y, arguments)
+    difference = np.abs(model.predict(x, verbose=0) - peer["logits"]).max()
+    ours = run_ours(model, x, y, arguments)
     write(arguments, correct, ours, peer, float(difference))
 
 
@@ -80,7 +63,7 @@ def load(arguments: argparse.Namespace):
     batch = next(iter(dataset.test.unbatch().batch(arguments.num_examples)))
     images, labels = (part.numpy() for part in batch[:2])
     if arguments.model:
-        return keras.models.load_model(arguments.model), images, labels
+        return keras.models.load_model(arguments.model, compile=False), images, labels
     return robust_network(dataset, arguments), images, labels
 
 
@@ -118,30 +101,18 @@ def run_ours(model, x, y, arguments: argparse.Namespace) -> dict[str, np.ndarray
     return results
 
 
-def run_peer(folder: Path) -> None:
-    """In the second process: Keras on PyTorch, attacked by torchattacks."""
-    import keras
+def run_peer(network, x, y, arguments: argparse.Namespace) -> dict[str, np.ndarray]:
+    """torchattacks on the PyTorch twin."""
     import torch
     import torchattacks
+    from torch_twin import TorchTwin
 
-    settings = json.loads((folder / "settings.json").read_text())
-    network = keras.models.load_model(folder / "model.keras")
-    network.trainable = False
-
-    class ChannelsFirst(torch.nn.Module):
-        """torchattacks holds images as [B, C, H, W]."""
-
-        def __init__(self):
-            super().__init__()
-            self.network = network
-
-        def forward(self, images):
-            return self.network(images.permute(0, 2, 3, 1), training=False)
-
-    model = ChannelsFirst().eval()
-    held = np.load(folder / "data.npz")
-    x = torch.tensor(held["x"]).permute(0, 3, 1, 2).contiguous()
-    y = torch.tensor(held["y"].astype(np.int64))
+    model = TorchTwin(network)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)  # gradients of the input alone
+    settings = vars(arguments)
+    x = torch.tensor(x).permute(0, 3, 1, 2).contiguous()
+    y = torch.tensor(y.astype(np.int64))
     norm = {"linf": "Linf", "l2": "L2"}[settings["norm"]]
     ball = {"eps": settings["epsilon"], "norm": norm, "n_restarts": 1, "seed": 0}
     batches = list(
@@ -173,7 +144,7 @@ def run_peer(folder: Path) -> None:
         broken = np.concatenate(broken)
         results |= {name: broken, f"{name}_seconds": np.array(time.perf_counter() - started)}
         print(f"torchattacks {name}: {np.mean(~broken):.4f} left", flush=True)
-    np.savez(folder / "peer.npz", **results)
+    return results
 
 
 def write(
@@ -205,7 +176,7 @@ def write(
                 "agreement": float(np.mean(worst == peer_worst)),
             }
         )
-    settings = {k: v for k, v in vars(arguments).items() if k not in ("output", "peer", "model")}
+    settings = {k: v for k, v in vars(arguments).items() if k != "data_dir"}
     report = {
         "settings": {**settings, "model": arguments.model and Path(arguments.model).name},
         "images": total,
@@ -213,8 +184,7 @@ def write(
         "largest_difference_of_logits": difference,
         "attacks": rows,
     }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / f"attack_agreement-{arguments.name}"
+    path = RESULTS / f"attack_agreement-{arguments.name}"
     path.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
     path.with_suffix(".md").write_text(table(report))
     print(path.with_suffix(".md").read_text())
