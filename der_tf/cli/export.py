@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -121,7 +120,7 @@ def _card(classifier: Any) -> dict[str, Any]:
     """What is known of the training and its result."""
     card = {}
     if classifier.trained:
-        card["training"] = dataclasses.asdict(classifier.trained)
+        card["training"] = classifier.trained.for_card()
     if classifier.run and classifier.run.evaluation.exists():
         with preparing():
             report = json.loads(classifier.run.evaluation.read_text(encoding="utf-8"))

@@ -250,7 +250,7 @@ def _exported(
             path,
             class_names=dataset.class_names,
             card={
-                "training": dataclasses.asdict(config),
+                "training": config.for_card(),
                 "evaluation": {name: report[name] for name in ("images", "natural", "attacks")},
             },
         )

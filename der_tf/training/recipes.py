@@ -87,6 +87,10 @@ class Configuration:
         """DATASET-ATTACK: what run directories and exports are called by default."""
         return f"{self.dataset}-{self.attack}"
 
+    def for_card(self) -> dict[str, Any]:
+        """What a model card tells: everything but where the data lay on this machine."""
+        return {**dataclasses.asdict(self), "data_dir": None}
+
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Configuration:
         """From what JSON keeps of ``dataclasses.asdict``.

@@ -1,0 +1,34 @@
+"""The shipped CIFAR-10 classifier reaches what its card says, on the test set of TFDS."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from der_tf import data
+from der_tf.evaluation import evaluate
+from der_tf.evaluation.loading import load_classifier
+
+FOLDER = Path(__file__).parents[2] / "saved_models" / "cifar10_small" / "1"
+CARD = json.loads((FOLDER / "assets.extra" / "model_card.json").read_text())
+IMAGES = 1024
+
+
+def test_it_is_small_and_tells_how_it_was_trained():
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) < 12e6
+    assert CARD["training"]["data_dir"] is None
+    assert CARD["evaluation"]["images"] == 10_000
+
+
+@pytest.mark.slow  # needs CIFAR-10 where TFDS keeps it (TFDS_DATA_DIR); downloads it otherwise
+def test_it_reaches_what_its_card_says():
+    classifier = load_classifier(FOLDER)
+    test = data.load("cifar10").test.unbatch().take(IMAGES).batch(128)
+    measured = evaluate(classifier.model, test, attacks=("pgd",), epsilon=8 / 255)
+    noted = CARD["evaluation"]
+    for found, told in (
+        (measured.natural.accuracy, noted["natural"]["accuracy"]),
+        (measured.attacks["pgd"].accuracy, noted["attacks"]["pgd"]["accuracy"]),
+    ):
+        # Four standard deviations of a share of so many images; PGD takes 10 steps here, not 20.
+        assert abs(found - told) < 4 * (0.25 / IMAGES) ** 0.5
