@@ -38,6 +38,7 @@ STARTS = ("mode", "neighbors", "variance", "sigma")
 SAMPLER = ("step_size", "momentum", "noise", "candidates", "adaptive")
 MODES = ("noise", "gaussian", "class", "local")
 REAL = "real images"
+MEASURED = 10_000  # shuffled training images whose energies references are quantiles of
 CURVES = {"neighbors": (3, 10, 20), "steps": (0, 5, 10, 20, 40)}
 
 
@@ -122,6 +123,7 @@ class Laboratory:
             keras.models.load_model(options.judge, compile=False) if options.judge else None
         )
         self.reference = self._features(self.held[: options.num_reference])
+        self.measured = self.labels[:MEASURED]
         self.energies = self._energies()
 
     def run(self, name: str, setting: dict[str, Any]) -> dict[str, Any]:
@@ -224,9 +226,9 @@ class Laboratory:
         path = self.classifier.path
         kept = self.out / f"energies-{path.stem}-{int(path.stat().st_mtime)}.npy"
         if not kept.exists():
-            print(f"Energies of {len(self.pixels):,} training images ...", flush=True)
-            logits = clean_logits(self.classifier.model, self.pixels, 128)
-            np.save(kept, -logits[np.arange(len(self.labels)), self.labels])
+            print(f"Energies of {len(self.measured):,} training images ...", flush=True)
+            logits = clean_logits(self.classifier.model, self.pixels[: len(self.measured)], 128)
+            np.save(kept, -logits[np.arange(len(logits)), self.measured])
         return np.load(kept)
 
     def _starts(self, setting: dict[str, Any]) -> Any:
@@ -245,7 +247,7 @@ class Laboratory:
         starts.sigma = own["sigma"]  # a scale of the draw, not of what is fitted
         starts.reference_energies = np.array(
             [
-                np.quantile(self.energies[self.labels == y], setting["quantile"])
+                np.quantile(self.energies[self.measured == y], setting["quantile"])
                 for y in range(starts.num_classes)
             ],
             np.float32,
@@ -280,23 +282,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1_000_000, help="of each class's first image")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--curves", action="store_true", help="neighbours against steps")
-    parser.add_argument("--vary", help="NAME=V1,V2,...: the base with each value")
+    parser.add_argument(
+        "--vary", action="append", default=[], help="NAME=V1,V2,...: the base with each value"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--only", nargs="+", help="names of settings; default all")
+    parser.add_argument("--only", nargs="+", help="names of settings, in this order; default all")
     parser.add_argument("--out", type=Path, default=Path("runs/generation_quality"))
     options = parser.parse_args()
     base = BASE | {name: values[0] for name, values in map(assignment, options.set)}
-    if options.vary:
-        settings = varied(base, options.vary)
-    else:
+    settings = {name: one for text in options.vary for name, one in varied(base, text).items()}
+    if not settings:
         settings = curves(base) if options.curves else {REAL: {}} | comparison(base)
     unknown = set(options.only or ()) - set(settings)
     if unknown:
         sys.exit(f"--only takes names among {'; '.join(settings)}; received {unknown}")
     laboratory = None
-    for name, setting in settings.items():
-        if options.only and name not in options.only:
-            continue
+    for name in options.only or settings:
+        setting = settings[name]
         kept = options.out / f"{file_name(name)}.json"
         wanted = {"name": name, "setting": setting, "num": options.num, "seed": options.seed}
         if kept.exists():

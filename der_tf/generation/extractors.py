@@ -179,6 +179,11 @@ def _from_keras(model: keras.Model, name: str) -> Extractor:
     elif not isinstance(model.output, list | tuple):
         # A plain classifier.
         features = model.layers[-1].input
+        if isinstance(model.layers[-1], keras.Model):
+            raise ValueError(
+                f"the extractor {name} ends in a model within the model: give one with outputs "
+                "`features` and `logits`, or a callable"
+            )
         if not hasattr(features, "shape") or len(model.layers) < 3:
             raise ValueError(f"the extractor {name} has no single layer before its logits")
         model = keras.Model(model.inputs, [features, model.output])

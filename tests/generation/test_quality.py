@@ -238,6 +238,9 @@ def test_bad_input_is_one_sentence(classifier, tmp_path):
         load_extractor(tmp_path / "nothing")
     with pytest.raises(ValueError, match="new is a Sequential without fixed inputs"):
         load_extractor(keras.Sequential([keras.layers.Dense(2)], name="new"))
+    nested = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.Rescaling(2.0), classifier])
+    with pytest.raises(ValueError, match="ends in a model within the model"):
+        load_extractor(nested)
     with pytest.raises(ValueError, match="received a int"):
         load_extractor(3)
     with pytest.raises(ValueError, match="at least one image"):
