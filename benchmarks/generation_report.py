@@ -27,11 +27,16 @@ BEGIN, END = "<!-- BEGIN benchmarks/generation_report.py -->", "<!-- END -->"
 SHOWN = "local, guided, adaptive"
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: a row a setting of the comparison."""
+def table(results: list[dict[str, Any]], machine: str) -> str:
+    """Markdown: how it was measured, and a row a setting of the comparison."""
     rows = [one for one in results if not one["name"].startswith("k = ")]
     judged = any("judge_agreement" in one for one in rows)
+    first = rows[0]
     lines = [
+        f"{first['num_samples']:,} images a setting, seeds from {first['seed']:,}; reference: "
+        f"{first['num_reference']:,} {first['reference']} images of {first['dataset']}; FID, IS, "
+        f"precision and recall by {first['extractor']}; {machine}.",
+        "",
         "| starts, guidance, stopping | FID | IS | precision | recall | mean energy | "
         f"agreement{' / judge' if judged else ''} | nearest training image | mean steps |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -75,7 +80,7 @@ def save_curves(results: dict[str, dict[str, Any]]) -> None:
     trade.set(xlabel="recall (variability)", ylabel="precision (quality)")
     trade.set_title("fixed steps at the points; star: adaptive", fontsize="medium")
     trade.legend()
-    fid.set(xlabel="steps (star: mean steps of adaptive stopping)", ylabel="EffNet-FID")
+    fid.set(xlabel="steps (star: mean steps of adaptive stopping)", ylabel="FID")
     figure.savefig(FIGURES / "generation-curves.png", dpi=80)
 
 
@@ -97,11 +102,13 @@ def main() -> None:
     results.sort(key=lambda one: order.index(one["name"]))
     STORE.parent.mkdir(exist_ok=True)
     STORE.write_text(json.dumps({"machine": options.machine, "runs": results}, indent=1) + "\n")
+    text = table(results, options.machine)
     by_name = {one["name"]: one for one in results}
     head, rest = PAGE.read_text().split(BEGIN)
-    PAGE.write_text(f"{head}{BEGIN}\n{table(results)}\n{END}{rest.split(END, 1)[1]}")
+    PAGE.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}")
     FIGURES.mkdir(exist_ok=True)
-    save_curves(by_name)
+    if any(name in by_name for name in curves(BASE)):
+        save_curves(by_name)
     names = by_name[SHOWN]["class_names"]
     pictures.save_grid(
         FIGURES / "generation-samples.png",
@@ -111,7 +118,7 @@ def main() -> None:
     shown = [name for name in by_name if name in {REAL, *comparison(BASE)}]
     rows = [first_of_classes(options.results / f"{file_name(name)}.npz", 1)[:, 0] for name in shown]
     pictures.save_grid(FIGURES / "generation-settings.png", np.stack(rows), shown)
-    print(table(results))
+    print(text)
 
 
 if __name__ == "__main__":
