@@ -11,9 +11,8 @@ neighbours against steps. Tuning compares with validation images, on other seeds
     python benchmarks/generation_quality.py RUN ... --num 500 --reference validation --seed 0 \\
         --vary sigma=0.5,1,1.5 --set mode=class
 
-A setting is done when its JSON is in ``--out``; a command that was stopped goes on. About 4 minutes
-a setting of 2,000 CIFAR-10 images on one core with PreActResNet-18 of width 16. For scores that can
-be compared with published ones (the paper: IS 7.92, FID 27.4): ``--num 50000`` and the standard
+A setting is done when its JSON is in ``--out``; a command that was stopped goes on. For scores that
+can be compared with published ones (the paper: IS 7.92, FID 27.4): ``--num 50000`` and the standard
 Inception as ``--extractor``, on a GPU.
 """
 
@@ -28,7 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Chosen on validation images; `fixed` are the steps where chains do not stop by themselves.
+# Defaults of `der-tf generate`; `fixed` are the steps where chains do not stop by themselves.
 BASE: dict[str, Any] = {
     "mode": "local", "neighbors": 10, "variance": 0.95, "sigma": 1.0,
     "step_size": 0.5, "momentum": 0.5, "noise": 0.001, "candidates": 4,
