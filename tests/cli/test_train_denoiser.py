@@ -56,6 +56,7 @@ def test_batches_have_noise_of_their_own_that_comes_again():
         assert np.abs(next(iter(other))[1] - noise).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(finished, tmp_path, capsys):
     run = tmp_path / "run"
 
