@@ -1,6 +1,7 @@
-"""Diff-PGD beside PGD: cost, accuracies, what SDEdit leaves of either, and a picture.
+r"""Diff-PGD beside PGD: cost, accuracies, what SDEdit leaves of either, and a picture.
 
-    der-tf train-denoiser --dataset cifar10 --data-dir DATA --width 16 --epochs 3 --run-dir PRIOR
+    der-tf train-denoiser --dataset cifar10 --data-dir DATA --run-dir PRIOR \
+        --width 16 --epochs 3 --limit-train 20000
     python benchmarks/diff_pgd.py PRIOR/denoiser.keras MODEL [MODEL ...] --data-dir DATA
 
 A MODEL is what ``der-tf evaluate`` takes; the picture shows the first. l-inf, 8/255, 10 steps of
