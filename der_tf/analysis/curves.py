@@ -67,6 +67,7 @@ def energy_and_error(runs: Sequence[Run]) -> Figure:
             right.set_ylabel("robust validation error (%)", color=figures.VERMILLION)
         for handle in (*left.get_legend_handles_labels()[0], right.lines[0], best):
             named[handle.get_label()] = handle
+    panels[0].xaxis.get_major_locator().set_params(integer=True)
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4)
     return figure
 
@@ -105,6 +106,8 @@ def abnormality(runs: Sequence[Run]) -> Figure:
             xlabel="epoch", ylabel="gradient alignment (mean cosine)", ylim=(-0.05, 1.05)
         )
         axes[0, 1].axhline(0, color="grey", lw=0.6)
+    for panel in axes.flatten():
+        panel.xaxis.get_major_locator().set_params(integer=True)
     handles, labels = shares.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure

@@ -98,15 +98,10 @@ class Run:
             self.curve("val_robust_accuracy"),
             self.training_signal("abnormal_fraction", "abnormal_fraction"),
             self.training_signal("delta_marginal_energy_mean", "delta_marginal_energy"),
-            1 / len(self.class_names),
         )
 
     def verdict(self) -> str:
         """CO, RO or neither, with the numbers that say so."""
-        robust = self.curve("val_robust_accuracy")
-        chance = 1 / len(self.class_names)
-        if robust.max() < ABOVE_CHANCE * chance:
-            return f"never robust: at best {100 * robust.max():.1f} %, chance {100 * chance:.1f} %"
         collapse = self.collapse()
         if collapse is not None:
             return (
@@ -114,6 +109,10 @@ class Run:
                 f"{_change(collapse.robust)}, abnormal samples {_change(collapse.abnormal)}, mean "
                 f"dE(x) {collapse.delta[0]:+.3f} → {collapse.delta[1]:+.3f}"
             )
+        robust = self.curve("val_robust_accuracy")
+        chance = 1 / len(self.class_names)
+        if robust.max() < ABOVE_CHANCE * chance:
+            return f"never robust: at best {100 * robust.max():.1f} %, chance {100 * chance:.1f} %"
         gap = robust_overfitting(robust, self.curve("robust_accuracy"), self.curve("learning_rate"))
         if gap is not None:
             return f"RO: {100 * gap:.1f} points below the best epoch"

@@ -13,7 +13,7 @@ import numpy as np
 # A collapse leaves less than this share of the best robust accuracy, and takes as much of it
 # within one epoch.
 COLLAPSED = 1 / 3
-# A network has been robust when it was so much better than guessing.
+# Without a collapse, a network whose best is not so much better than guessing had nothing to lose.
 ABOVE_CHANCE = 1.5
 # The share of abnormal samples has jumped when it has risen by this much ...
 ABNORMAL_JUMP = 0.1
@@ -25,14 +25,14 @@ ROBUST_GAP = 0.04
 
 RULES = (
     "Catastrophic overfitting (CO): within one epoch the robust validation accuracy (PGD) falls by "
-    "at least a third of its best value so far, to less than a third of it, after a best of at "
-    f"least {ABOVE_CHANCE:g} times chance; and in that epoch or the next one, the share of "
+    "at least a third of its best value so far, to less than a third of it; and in "
+    "that epoch or the next one, the share of "
     f"abnormal samples rises by at least {100 * ABNORMAL_JUMP:.0f} points or the mean dE(x) rises "
     f"by more than {DELTA_JUMP:g} times its largest change in an earlier epoch. "
     "Robust overfitting (RO): no CO; after the learning rate has fallen to half of its peak or "
     "less, the last robust validation accuracy is at least "
     f"{100 * ROBUST_GAP:.0f} points below the best, while the robust training accuracy is not "
-    "below what it was then. A run whose best is less than "
+    "below what it was then. Without CO, a run whose best is less than "
     f"{ABOVE_CHANCE:g} times chance is called never robust."
 )
 
@@ -55,7 +55,7 @@ class Collapse:
 
 
 def catastrophic_overfitting(
-    robust: np.ndarray, abnormal: np.ndarray, delta: np.ndarray, chance: float
+    robust: np.ndarray, abnormal: np.ndarray, delta: np.ndarray
 ) -> Collapse | None:
     """The first collapse of single-step training, by :data:`RULES`; None without one.
 
@@ -64,13 +64,11 @@ def catastrophic_overfitting(
             several steps.
         abnormal: ``[T]`` share of abnormal training samples.
         delta: ``[T]`` mean dE(x) of training samples.
-        chance: accuracy of guessing, 1 / K.
     """
     for epoch in range(1, len(robust)):
         best = robust[:epoch].max()
         before, after = float(robust[epoch - 1]), float(robust[epoch])
-        lost = before - after >= COLLAPSED * best and after < COLLAPSED * best
-        if not lost or best < ABOVE_CHANCE * chance:
+        if before - after < COLLAPSED * best or after >= COLLAPSED * best:
             continue
         # What is averaged over an epoch shows a collapse at its end only in the next one.
         window = slice(epoch, epoch + 2)
