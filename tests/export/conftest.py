@@ -91,6 +91,16 @@ def rows_network():
 
 
 @pytest.fixture(scope="session")
+def smooth():
+    """A network whose energies turn smoothly: no rounding is amplified by steps along them."""
+    keras.utils.set_random_seed(1)
+    images = keras.Input((4, 4, 1))
+    x = keras.layers.Conv2D(4, 3, activation="tanh")(images)
+    x = keras.layers.BatchNormalization()(x)
+    return keras.Model(images, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+
+
+@pytest.fixture(scope="session")
 def network(make_network):
     return make_network()
 

@@ -16,16 +16,6 @@ SHAPE = (4, 4, 1)
 
 
 @pytest.fixture(scope="module")
-def smooth():
-    """A network whose energies turn smoothly: no rounding is amplified by a step."""
-    keras.utils.set_random_seed(1)
-    images = keras.Input(SHAPE)
-    x = keras.layers.Conv2D(4, 3, activation="tanh")(images)
-    x = keras.layers.BatchNormalization()(x)
-    return keras.Model(images, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
-
-
-@pytest.fixture(scope="module")
 def version(smooth, tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "defended"
     return export(smooth, path, defense=DEFENSE, max_batch_size=4)

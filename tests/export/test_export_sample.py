@@ -3,7 +3,6 @@
 import json
 import threading
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -14,16 +13,6 @@ from der_tf.generation import LangevinSampler, LocalClasswisePCA
 
 OPTIONS = {"step_size": 0.02, "noise": 0.02, "candidates": 2}
 SHAPE = (4, 4, 1)
-
-
-@pytest.fixture(scope="module")
-def smooth():
-    """A network whose energies turn smoothly: no rounding is amplified over a chain."""
-    keras.utils.set_random_seed(1)
-    images = keras.Input(SHAPE)
-    x = keras.layers.Conv2D(4, 3, activation="tanh")(images)
-    x = keras.layers.BatchNormalization()(x)
-    return keras.Model(images, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
 
 
 @pytest.fixture(scope="module")
