@@ -143,7 +143,7 @@ def test_status_and_metadata(run):
         (["energy", "text.png"], 1, "cannot identify image file"),
         (["sample", "--label", "cat"], 2, "no class 'cat'; known are class numbers"),
         (["sample", "--label", "1", "--count", "0"], 2, "--count is at least 1, received 0"),
-        (["defend", "a.png"], 2, "no signature 'defend'"),
+        (["sample", "--label", "1"], 2, "no signature 'sample'"),
         (["status", "--version", "9"], 1, "NOT_FOUND"),
         (["predict", "a.png", "--version-label", "canary"], 1, "INVALID_ARGUMENT"),
         (["status", "--version", "1", "--version-label", "stable"], 2, "a version or a label"),

@@ -114,6 +114,13 @@ def test_sample_and_defend(server):
         assert answer["classes"].tolist() == [2, 2]
 
 
+def test_defend_of_an_export_gives_what_the_savedmodel_gives_by_itself(server, client):
+    batch = images(3)
+    answer = client.defend(batch)
+    assert_close(answer, server.direct.signatures["defend"](images=tf.constant(batch)))
+    assert_close(client.predict(answer.pop("images")), answer)
+
+
 def test_no_rows_give_no_rows(client):
     answer = client.predict(images(0))
     assert answer["logits"].shape == (0, len(CLASS_NAMES))
@@ -147,7 +154,13 @@ def test_metadata_is_the_contract(client):
     description = client.metadata()
     assert (description.model, description.version) == ("robust", 1)
     signatures = description.signatures
-    assert signatures.keys() == {"serving_default", "predict", "predict_bytes", "energy"}
+    assert signatures.keys() == {
+        "serving_default",
+        "predict",
+        "predict_bytes",
+        "energy",
+        "defend",
+    }
     predict = signatures["predict"]
     assert predict.inputs == {"images": TensorSpec("float32", (None, 8, 8, 3))}
     assert predict.outputs == {

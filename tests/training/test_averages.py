@@ -86,13 +86,13 @@ def test_early_stopping_counts_epochs_without_a_new_best():
 class Cut(run.Training):
     """A run that gets SIGTERM in its third epoch, when the mean has begun."""
 
-    def _records(self, epoch):
+    def _guards(self, rows):
         def terminate(batch, logs):
             if self.checkpoints.epoch == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         stop = keras.callbacks.LambdaCallback(on_train_batch_end=terminate)
-        return [*super()._records(epoch), stop]
+        return [*super()._guards(rows), stop]
 
 
 def training(path, signals, kind=run.Training, **given):
