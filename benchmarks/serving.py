@@ -39,6 +39,7 @@ RESULTS = Path(__file__).parent / "results"
 NAME = "benchmark"
 TOLERANCE = 1e-4
 DIRECT = "SavedModel in process"
+NO_BATCHING = "none"
 
 
 @dataclass
@@ -207,13 +208,35 @@ def rest_call(server: Server, images: np.ndarray) -> Callable[[], object]:
     return call
 
 
-def throughput(server: Server, question: Question, requests: int, clients: int) -> float:
-    """Single-image predict requests per second."""
+def calls_per_second(call: Callable[[], object], calls: int, clients: int) -> float:
     with ThreadPoolExecutor(clients) as pool:
-        list(pool.map(lambda _: server.stub.Predict(question.request), range(clients * 4)))
+        list(pool.map(lambda _: call(), range(clients * 4)))
         start = time.perf_counter()
-        list(pool.map(lambda _: server.stub.Predict(question.request), range(requests)))
-        return requests / (time.perf_counter() - start)
+        list(pool.map(lambda _: call(), range(calls)))
+        return calls / (time.perf_counter() - start)
+
+
+def throughput(server: Server, question: Question, requests: int, clients: int) -> dict:
+    """Single-image predict requests per second, and the CPU time that one takes on either side."""
+    processes = {"server": server.process, "clients": psutil.Process()}
+    before = {name: sum(process.cpu_times()[:2]) for name, process in processes.items()}
+    rate = calls_per_second(lambda: server.stub.Predict(question.request), requests, clients)
+    asked = requests + 4 * clients
+    cpu = {
+        name: (sum(process.cpu_times()[:2]) - before[name]) / asked * 1e3
+        for name, process in processes.items()
+    }
+    return {"requests_per_second": rate, "cpu_ms_per_request": cpu}
+
+
+def without_server(function, images: np.ndarray, requests: int, clients: int) -> dict[str, float]:
+    """Images a second of the SavedModel called directly: what batching can give at most."""
+    one, many = tf.constant(images), tf.constant(np.repeat(images, clients, axis=0))
+    return {
+        "one image a call": calls_per_second(lambda: function(images=one), requests, clients),
+        f"{clients} images a call": clients
+        * calls_per_second(lambda: function(images=many), requests // clients, os.cpu_count() or 1),
+    }
 
 
 def measure(arguments: argparse.Namespace, batched: Path, unbatched: Path | None) -> dict:
@@ -249,10 +272,10 @@ def measure(arguments: argparse.Namespace, batched: Path, unbatched: Path | None
         }
         result["latency"] = latencies(calls, repeats)
         result["load"] = load(server, questions, arguments.requests, arguments.clients)
-    rates = {}
+    rates: dict[str, dict] = {}
     requests = max(10 * arguments.clients, min(arguments.requests, 2000))
     variants: list[tuple[str, Path | None, list[str]]] = [
-        ("no batching", unbatched, []),
+        (NO_BATCHING, unbatched, []),
         ("in the graph", batched, []),
     ]
     with tempfile.TemporaryDirectory() as folder:
@@ -263,10 +286,14 @@ def measure(arguments: argparse.Namespace, batched: Path, unbatched: Path | None
         for title, base, extra in variants:
             if base is None:
                 continue
-            print(f"throughput: batching {title} ...", file=sys.stderr)
+            print(f"throughput, batching: {title} ...", file=sys.stderr)
             with serving(base, *extra) as server:
                 rates[title] = throughput(server, single, requests, arguments.clients)
-    result["throughput"] = {"clients": arguments.clients, "requests_per_second": rates}
+    result["throughput"] = {
+        "clients": arguments.clients,
+        "served": rates,
+        "without_server": without_server(functions["predict"], images, requests, arguments.clients),
+    }
     return result
 
 
@@ -298,10 +325,26 @@ def markdown(result: dict) -> str:
             f"| {name} | {times['p50_ms']:.2f} | {times['p99_ms']:.2f} | "
             + (f"{added:.2f} |" if times is not direct else "|")
         )
-    rates = result["throughput"]["requests_per_second"]
-    clients = result["throughput"]["clients"]
-    lines += ["", f"| batching, {clients} clients, one image each | requests/s |", "|---|---|"]
-    lines += [f"| {name} | {rate:.0f} |" for name, rate in rates.items()]
+    rates = result["throughput"]
+    lines += [
+        "",
+        f"| predict, {rates['clients']} clients, one image each, batching | requests/s | ratio | "
+        "CPU of the server, ms a request | CPU of the clients, ms |",
+        "|---|---|---|---|---|",
+    ]
+    unbatched = rates["served"].get(NO_BATCHING)
+    for name, served in rates["served"].items():
+        rate, cpu = served["requests_per_second"], served["cpu_ms_per_request"]
+        ratio = f"{rate / unbatched['requests_per_second']:.2f}" if unbatched else ""
+        lines.append(
+            f"| {name} | {rate:.0f} | {ratio} | {cpu['server']:.2f} | {cpu['clients']:.2f} |"
+        )
+    alone = rates["without_server"]
+    first = next(iter(alone.values()))
+    lines += [
+        f"| {DIRECT}, {name} | {rate:.0f} | {rate / first:.2f} | | |"
+        for name, rate in alone.items()
+    ]
     return "\n".join(lines) + "\n"
 
 
