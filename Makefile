@@ -14,7 +14,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
 
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow -rs $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -206,6 +206,8 @@ _SMALL_FAST = {
     "width": 16,
     "attack": "rs_fgsm",
     "limit_train": 10_000,
+    "validation_size": 500,
+    "energy_images": 0,
     "epochs": 8,
 }
 _FULL_FAST = {"dataset": "cifar10", "width": 64, "attack": "rs_fgsm", "epochs": 30}
