@@ -67,19 +67,24 @@ TRAINING_IMAGES = 49_000  # of CIFAR-10, beside 1,000 to validate on
 
 
 def full_scale() -> str:
-    """Markdown: hours a run at full scale, from the times of ``benchmarks/training_step.py``."""
+    """Markdown: hours and memory of a run at full scale.
+
+    From ``benchmarks/training_step.py`` and ``benchmarks/training_memory.py``.
+    """
     measured = json.loads((STORE / "training_step.json").read_text())
+    peaks = json.loads((STORE / "training_memory.json").read_text())["gigabytes"]
     runs = [run for run in measured["runs"] if run["width"] == 64]
     steps = -(-TRAINING_IMAGES // measured["batch_size"])
     threads = [f"hours a run, {run['threads']} thread(s)" for run in runs]
-    lines = [["experiment", "row", "epochs", "steps", *threads], ["---"] * (4 + len(runs))]
+    heads = ["experiment", "row", "epochs", "steps", *threads, "peak memory, GB"]
+    lines = [heads, ["---"] * len(heads)]
     for name, row_name, variant in MEASURED_STEPS:
         experiment = EXPERIMENTS[name]
         (row,) = experiment.rows(experiment.scales["full"], [row_name])
         epochs = row.configuration(0).epochs
         hours = [run["steps"][variant]["seconds"] * steps * epochs / 3600 for run in runs]
         cells = [name, f"`{row_name}`", str(epochs), f"{steps * epochs:,}"]
-        lines.append([*cells, *(f"{value:,.0f}" for value in hours)])
+        lines.append([*cells, *(f"{value:,.0f}" for value in hours), f"{peaks[variant]:.1f}"])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -90,20 +90,16 @@ def test_targets_and_restarts_only_add(robust_network, errs):
     """With one seed a longer attack holds the runs of the shorter: it breaks at least the same."""
     model, x, y = robust_network
     for name, field, counts in (("apgd_t", "targets", (1, 9)), ("apgd_ce", "restarts", (1, 3))):
-        found = [
-            errs(
-                model, attacks.get(name, steps=8, epsilon=0.1, seed=0, **{field: n})(model, x, y), y
-            )
+        shorter, longer = (
+            attacks.get(name, steps=8, epsilon=0.1, seed=0, **{field: n})(model, x, y)
             for n in counts
-        ]
-        assert (found[1] | ~found[0]).all(), name
-    loss_1, loss_3 = (
-        cross_entropy(
-            model, attacks.get("apgd_ce", steps=8, restarts=n, epsilon=0.1, seed=0)(model, x, y), y
         )
-        for n in (1, 3)
-    )
-    assert (loss_3 >= loss_1 - 1e-4).all()
+        broken, broken_longer = errs(model, shorter, y), errs(model, longer, y)
+        assert (broken_longer | ~broken).all(), name
+    # Of apgd_ce, the last: an image that errs is kept before one of a higher loss that does not.
+    alike = broken_longer == broken
+    loss, loss_longer = (cross_entropy(model, moved, y) for moved in (shorter, longer))
+    assert (loss_longer >= loss - 1e-4)[alike].all()
 
 
 def test_towards_given_targets(robust_network):
