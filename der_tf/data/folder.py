@@ -120,7 +120,7 @@ def check(paths: np.ndarray) -> None:
 
 def _opened(path: str) -> Image.Image:
     try:
-        return Image.open(path)
+        return Image.open(str(path))  # an np.str_ would show as such in the error
     except (OSError, SyntaxError) as error:
         raise _corrupt(path, error) from error
 

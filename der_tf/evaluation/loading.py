@@ -15,7 +15,7 @@ import der_tf.training.classifier  # noqa: F401 (registers what a .keras file ma
 from der_tf.training.recipes import Configuration
 from der_tf.training.run_directory import RunDirectory
 
-ACCEPTED = "a run directory, a .keras file or a SavedModel (NAME or NAME/VERSION)"
+ACCEPTED = "a run directory, a .keras file or a SavedModel's folder (NAME or NAME/VERSION)"
 
 
 @dataclasses.dataclass(frozen=True)
