@@ -5,6 +5,11 @@
 Keeps each in ``benchmarks/results/EXPERIMENT-SCALE.json`` (one line a run) and writes its table
 between the markers of the experiment, and beside them what the full scale takes by the measured
 training steps. Without files, writes all again from what is kept.
+
+    python benchmarks/reproduced.py --restore benchmarks/results/EXPERIMENT-SCALE.json --out OUT
+
+lays what is kept out as runs, so that ``der-tf reproduce EXPERIMENT --out OUT`` on another machine
+trains only what is missing.
 """
 
 from __future__ import annotations
@@ -95,11 +100,25 @@ def between(page: str, name: str, text: str) -> str:
     return f"{head}{begin}\n{text}{end}{tail}"
 
 
+def restore(report: dict, out: Path) -> None:
+    """Lay the results of a report out as the runs that they came from."""
+    for row in report["rows"]:
+        for run in row["runs"]:
+            folder = out / f"{row['cure']}-{row['level']}" / f"seed-{run['seed']}"
+            folder.mkdir(parents=True)
+            write_text(folder / "result.json", json.dumps(run) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="*", type=Path)
     parser.add_argument("--machine", default="", help="what the runs ran on, in words")
+    parser.add_argument("--restore", type=Path, help="a kept file to lay out as runs")
+    parser.add_argument("--out", type=Path, help="folder that gets them")
     options = parser.parse_args()
+    if options.restore:
+        restore(json.loads(options.restore.read_text()), options.out)
+        return
     for path in options.results:
         report = {**json.loads(path.read_text()), "machine": options.machine}
         write_text(STORE / f"{report['experiment']}-{report['scale']}.json", compact(report))
