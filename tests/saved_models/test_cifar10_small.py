@@ -18,6 +18,7 @@ def test_it_is_small_and_tells_how_it_was_trained():
     assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) < 12e6
     assert CARD["training"]["data_dir"] is None
     assert CARD["evaluation"]["images"] == 10_000
+    assert {"predict", "predict_bytes", "energy", "defend", "sample"} <= CARD["signatures"].keys()
 
 
 @pytest.mark.slow  # needs CIFAR-10 where TFDS keeps it (TFDS_DATA_DIR); downloads it otherwise
