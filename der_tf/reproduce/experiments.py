@@ -150,6 +150,7 @@ def _catastrophic(level: int, epochs: int) -> dict[str, Options]:
         "der-interior": {"der_reference": "interior"},
         "n-fgsm": {"attack": "n_fgsm", "der_weight": 0},
         "n-fgsm-der": {"attack": "n_fgsm"},
+        "n-fgsm-der-20": {"attack": "n_fgsm", "der_weight": 20.0},
         "grad-align": {
             "recipe": "grad_align",
             "attack": "fgsm",
@@ -188,6 +189,12 @@ def _ablation(level: int, epochs: int) -> dict[str, Options]:
         "start": {"der_reference": "start"},
         "interior": {"der_reference": "interior"},
         "detached": {"der_detached": True},
+        # No pass more than the attack's own; the squared penalty diverges in this form.
+        "free": {
+            "der_reference": "start",
+            "der_penalty": "squared_hinge",
+            "der_detached": True,
+        },
         "warm-up": {"der_warmup_epochs": epochs / 2},
     }
     tens = {name: {"der_weight": 10.0, **options} for name, options in forms.items()}

@@ -19,7 +19,10 @@ from der_tf.training.faults import Diverged, Signals, writing
 
 
 class StopOnNonFinite(keras.callbacks.Callback):
-    """Ends training with Diverged, a RunError, when the loss is NaN or infinite."""
+    """Ends training with Diverged, a RunError, when the loss or a weight is NaN or infinite.
+
+    Put it before what saves: such a network is no best one.
+    """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         super().__init__()
@@ -27,16 +30,22 @@ class StopOnNonFinite(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None) -> None:
         loss = float((logs or {})["loss"])
-        if math.isfinite(loss):
-            return
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss became {loss} {self._when()}; {self._checkpoints.kept}")
+
+    def on_epoch_end(self, epoch, logs=None) -> None:
+        # The last loss is that of the weights before the last step.
+        self._checkpoints.require_finite(self._when())
+
+    def _when(self) -> str:
         optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
         # The optimizer has counted this step already; its rate was that of the count before.
         step = int(optimizer.iterations.numpy()) - 1
         rate = optimizer._learning_rate
         rate = float(rate(step) if callable(rate) else rate)
-        raise Diverged(
-            f"the loss became {loss} at step {step} with learning rate {rate:.4g}; "
-            f"{self._checkpoints.kept}; a lower --learning-rate or --der-weight may help"
+        return (
+            f"at step {step} with learning rate {rate:.4g} (a lower --learning-rate or "
+            "--der-weight may help)"
         )
 
 

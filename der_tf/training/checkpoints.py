@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from der_tf.training.faults import RunError, writing
+from der_tf.training.faults import Diverged, RunError, writing
 
 
 class Checkpoints:
@@ -86,18 +86,27 @@ class Checkpoints:
         """Path prefix of the latest complete checkpoint."""
         return self._manager.latest_checkpoint
 
+    def require_finite(self, when: str) -> None:
+        """Refuse a state that is not worth keeping.
+
+        Args:
+            when: completes the message: "in epoch 3".
+
+        Raises:
+            Diverged: when a weight is not finite.
+        """
+        for variable in self._variables:
+            if variable.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(variable)):
+                raise Diverged(f"a weight became NaN or infinite {when}; {self.kept}")
+
     def save(self, epoch: int, step: int) -> None:
         """Save the state after ``step`` batches of epoch ``epoch``.
 
         Raises:
-            RunError: when a weight is not finite, or the disk refuses.
+            Diverged: when a weight is not finite.
+            RunError: when the disk refuses.
         """
-        for variable in self._variables:
-            if variable.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(variable)):
-                raise RunError(
-                    f"a weight became NaN or infinite by epoch {epoch + 1}, step {step}; "
-                    f"{self.kept}"
-                )
+        self.require_finite(f"by epoch {epoch + 1}, step {step}")
         kept = self.kept
         self._epoch.assign(epoch)
         self._step.assign(step)

@@ -15,7 +15,7 @@ class RunError(RuntimeError):
 
 
 class Diverged(RunError):
-    """The loss is no longer a finite number."""
+    """The loss or a weight is no longer a finite number."""
 
 
 class Interrupted(RunError):

@@ -12,7 +12,7 @@ from der_tf import RobustClassifier
 from der_tf.training.averages import ValidateAverages, averaged_weights
 from der_tf.training.callbacks import SaveBest, SaveState, StopOnNonFinite
 from der_tf.training.checkpoints import Checkpoints
-from der_tf.training.faults import Interrupted, RunError, Signals
+from der_tf.training.faults import Diverged, Interrupted, RunError, Signals
 from der_tf.training.optimizers import CoupledSGD
 
 STEPS = 3
@@ -76,8 +76,19 @@ def test_the_loss_that_is_no_number_ends_training_with_step_and_rate(tmp_path):
     images[5] = np.nan  # in the second batch of 4
     broken = tf.data.Dataset.from_tensor_slices((images, np.zeros(8, np.int64))).batch(4)
     stop = StopOnNonFinite(Checkpoints(tmp_path, model))
-    with pytest.raises(RunError, match=r"became nan at step 1 with learning rate 0\.25; no state"):
+    with pytest.raises(RunError, match=r"became nan at step 1 with learning rate 0\.25 .*; no state"):
         model.fit(broken, callbacks=[stop], verbose=0, shuffle=False)
+
+
+def test_a_network_that_the_last_step_broke_is_not_the_best(tmp_path, batches):
+    """The loss of that step is finite, the weights after it are not."""
+    model = classifier(rate=3e38)
+    checkpoints, best = Checkpoints(tmp_path / "states", model), tmp_path / "best.keras"
+    callbacks = [StopOnNonFinite(checkpoints), SaveBest(best, checkpoints)]
+    one = batches.take(1)
+    with pytest.raises(Diverged, match=r"a weight became NaN or infinite at step 0 with learning"):
+        model.fit(one, validation_data=one, callbacks=callbacks, verbose=0, shuffle=False)
+    assert not best.exists()
 
 
 def test_the_best_epoch_is_kept_and_later_worse_ones_are_not(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from der_tf.training.checkpoints import Checkpoints
-from der_tf.training.faults import RunError
+from der_tf.training.faults import Diverged, RunError
 from der_tf.training.optimizers import CoupledSGD
 
 
@@ -125,7 +125,7 @@ def test_weights_that_are_no_numbers_are_not_saved(model, tmp_path):
     checkpoints.save(1, 0)
     model.trainable_variables[0].assign(tf.fill([3, 4], np.nan))
     with pytest.raises(
-        RunError, match=r"NaN or infinite by epoch 2, step 5.*after epoch 1 is kept"
+        Diverged, match=r"NaN or infinite by epoch 2, step 5.*after epoch 1 is kept"
     ):
         checkpoints.save(1, 5)
     again = Checkpoints(tmp_path, small_model())
