@@ -185,12 +185,12 @@ DATASETS = _table(
     other={"model": "preact_resnet18", "epsilon": EPSILON},
 )
 
-# DER of the single-step attacks, provisional. By our pilot on 10,000 CIFAR-10 images (16/255,
-# PreActResNet-18 of width 16, one or two seeds), a squared penalty on the joint energy is what
-# prevented the collapse, at weight 10 for RS-FGSM and 5 for N-FGSM. Its reference is the natural
-# image, as in the paper: the attack's start did as well at 16/255, but at 8/255, over five epochs
-# of all of CIFAR-10, it did not hold (docs/results.md). Multi-step training has no row: it does
-# not collapse. Nor has a run with another regularizer: it is there to be compared with.
+# DER of the single-step attacks, provisional: the squared penalty on the joint energy against the
+# natural image, as in the paper. At 8/255 and over five epochs of all of CIFAR-10, weight 10 held
+# with RS-FGSM and the attack's start as reference did not. At 16/255 (10,000 images, width 16) no
+# form held with RS-FGSM; with N-FGSM weight 5 held on two seeds of three. Commands and figures:
+# docs/results.md. Multi-step training has no row: it does not collapse. Nor has a run with another
+# regularizer: it is there to be compared with.
 DER_DEFAULTS = _table(
     rs_fgsm={"der_weight": 10.0},
     n_fgsm={"der_weight": 5.0},
