@@ -64,6 +64,6 @@ def test_serving_calls(folder):
         (code,) = [text for language, text in BLOCKS if language == "python" and "serve." in text]
         run([*PYTHON, "-c", on_free_ports(code)], folder, timeout=60)
         (lines,) = [text for language, text in BLOCKS if language == "sh" and "curl" in text]
-        lines = lines.replace("status ", f"status --target 127.0.0.1:{server.grpc_port} ")
+        lines = lines.replace("--model", f"--target 127.0.0.1:{server.grpc_port} --model")
         output = run(["bash", "-euc", on_free_ports(lines)], folder, timeout=60)
     assert "AVAILABLE" in output
