@@ -21,10 +21,11 @@ import time
 from fractions import Fraction
 from pathlib import Path
 
+from pages import fill
+
 ROOT = Path(__file__).parents[1]
 STORE = ROOT / "benchmarks" / "results" / "defend.json"
 PAGE = ROOT / "docs" / "defense.md"
-BEGIN, END = "<!-- BEGIN benchmarks/defend.py -->", "<!-- END benchmarks/defend.py -->"
 # Step size, radius, steps. Of one step the radius, as published twice the step, is not reached.
 GRID = (
     (0.125, 0.25, 1),
@@ -209,9 +210,7 @@ def main() -> None:
     options = parser.parse_args()
     record = run(options) if options.model else json.loads(STORE.read_text())
     text = table(record)
-    page = PAGE.read_text()
-    head, tail = page.split(BEGIN)[0], page.split(END)[1]
-    PAGE.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
+    fill(PAGE, "benchmarks/defend.py", text)
     print(text)
 
 

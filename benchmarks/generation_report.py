@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from generation_quality import BASE, CURVES, REAL, comparison, curves, file_name
 from matplotlib.figure import Figure
+from pages import fill
 from PIL import Image
 
 from der_tf.generation import pictures
@@ -24,7 +25,6 @@ ROOT = Path(__file__).parents[1]
 STORE = ROOT / "benchmarks" / "results" / "generation_quality.json"
 PAGE = ROOT / "docs" / "generation.md"
 FIGURES = ROOT / "docs" / "figures"
-BEGIN, END = "<!-- BEGIN benchmarks/generation_report.py -->", "<!-- END -->"
 SHOWN = "local, guided, adaptive"
 
 
@@ -113,8 +113,7 @@ def main() -> None:
     STORE.write_text(json.dumps({"machine": options.machine, "runs": results}, indent=1) + "\n")
     text = table(results, options.machine)
     by_name = {one["name"]: one for one in results}
-    head, rest = PAGE.read_text().split(BEGIN)
-    PAGE.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}")
+    fill(PAGE, "benchmarks/generation_report.py", text)
     FIGURES.mkdir(exist_ok=True)
     if any(name in by_name for name in curves(BASE)):
         save_curves(by_name)

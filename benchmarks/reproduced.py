@@ -6,7 +6,7 @@ Keeps each in ``benchmarks/results/EXPERIMENT-SCALE.json`` (one line a run) and 
 between the markers of the experiment, and beside them what the full scale takes by the measured
 training steps. Without files, writes all again from what is kept.
 
-    python benchmarks/reproduced.py --restore benchmarks/results/EXPERIMENT-SCALE.json --out OUT
+    python benchmarks/reproduced.py --restore benchmarks/results/EXPERIMENT-SCALE.json OUT
 
 lays what is kept out as runs, so that ``der-tf reproduce EXPERIMENT --out OUT`` on another machine
 trains only what is missing.
@@ -18,8 +18,11 @@ import argparse
 import json
 from pathlib import Path
 
+from pages import fill
+
 from der_tf.files import write_text
 from der_tf.reproduce.experiments import EXPERIMENTS
+from der_tf.reproduce.results import planned
 from der_tf.reproduce.summary import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -93,41 +96,37 @@ def full_scale() -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def between(page: str, name: str, text: str) -> str:
-    """The page with other text between the markers of this name."""
-    begin, end = (f"<!-- {word} reproduced.py {name} -->" for word in ("BEGIN", "END"))
-    head, tail = page.split(begin)[0], page.split(end)[1]
-    return f"{head}{begin}\n{text}{end}{tail}"
-
-
 def restore(report: dict, out: Path) -> None:
     """Lay the results of a report out as the runs that they came from."""
-    for row in report["rows"]:
-        for run in row["runs"]:
-            folder = out / f"{row['cure']}-{row['level']}" / f"seed-{run['seed']}"
-            folder.mkdir(parents=True)
-            write_text(folder / "result.json", json.dumps(run) + "\n")
+    experiment = EXPERIMENTS[report["experiment"]]
+    rows = {row.name: row for row in experiment.rows(experiment.scales[report["scale"]])}
+    for kept in report["rows"]:
+        for result in kept["runs"]:
+            run = planned(rows[f"{kept['cure']}-{kept['level']}"], result["seed"], out)
+            run.path.parent.mkdir(parents=True)
+            write_text(run.path, json.dumps(result) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="*", type=Path)
     parser.add_argument("--machine", default="", help="what the runs ran on, in words")
-    parser.add_argument("--restore", type=Path, help="a kept file to lay out as runs")
-    parser.add_argument("--out", type=Path, help="folder that gets them")
+    parser.add_argument(
+        "--restore", type=Path, nargs=2, metavar=("KEPT", "OUT"), help="lay KEPT out as runs in OUT"
+    )
     options = parser.parse_args()
     if options.restore:
-        restore(json.loads(options.restore.read_text()), options.out)
+        kept, out = options.restore
+        restore(json.loads(kept.read_text()), out)
         return
     for path in options.results:
         report = {**json.loads(path.read_text()), "machine": options.machine}
         write_text(STORE / f"{report['experiment']}-{report['scale']}.json", compact(report))
-    page = between(PAGE.read_text(), "full-scale", full_scale())
+    fill(PAGE, "reproduced.py full-scale", full_scale())
     for name in EXPERIMENTS:
         kept = [json.loads(path.read_text()) for path in sorted(STORE.glob(f"{name}-*.json"))]
         text = "\n".join(section(report) for report in kept) or "Not run yet.\n"
-        page = between(page, name, text)
-    write_text(PAGE, page)
+        fill(PAGE, f"reproduced.py {name}", text)
 
 
 if __name__ == "__main__":

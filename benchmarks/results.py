@@ -14,10 +14,11 @@ import csv
 import json
 from pathlib import Path
 
+from pages import fill
+
 ROOT = Path(__file__).parents[1]
 STORE = ROOT / "benchmarks" / "results" / "runs.json"
 PAGE = ROOT / "docs" / "results.md"
-BEGIN, END = "<!-- BEGIN benchmarks/results.py -->", "<!-- END benchmarks/results.py -->"
 LOCAL = ("--data-dir", "--run-dir", "--export-dir")
 
 
@@ -82,9 +83,7 @@ def main() -> None:
     runs |= {run.name: collect(run, options.machine) for run in options.runs}
     STORE.parent.mkdir(exist_ok=True)
     STORE.write_text(json.dumps(runs, indent=1) + "\n")
-    page = PAGE.read_text()
-    head, tail = page.split(BEGIN)[0], page.split(END)[1]
-    PAGE.write_text(f"{head}{BEGIN}\n{table(runs)}\n{END}{tail}")
+    fill(PAGE, "benchmarks/results.py", table(runs))
     print(table(runs))
 
 

@@ -6,8 +6,8 @@ Without ``--model`` a PreActResNet-18 of ``--width`` with random weights is expo
 and without batching in its graph; with it, that model is served and the batching comparison needs
 ``--unbatched``, the same network exported with ``--no-batching``. Every answer of the load is
 checked against the SavedModel called directly in this process. Client and server share the
-machine. Writes ``benchmarks/results/serving.json`` and ``serving.md``, and prints the latter; about
-three minutes for 2,000 requests on 2 cores.
+machine. Writes ``benchmarks/results/serving.json`` and the table of ``docs/serving.md``; two and
+a half minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ import grpc
 import numpy as np
 import psutil
 import tensorflow as tf
+from pages import fill
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "serving.md"
 NAME = "benchmark"
 TOLERANCE = 1e-4
 DIRECT = "SavedModel in process"
@@ -363,7 +365,7 @@ def main() -> None:
         result = measure(arguments, batched, unbatched)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "serving.json").write_text(json.dumps(result, indent=2) + "\n")
-    (RESULTS / "serving.md").write_text(markdown(result))
+    fill(PAGE, "benchmarks/serving.py", markdown(result))
     print(markdown(result))
 
 

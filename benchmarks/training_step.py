@@ -61,17 +61,24 @@ def build(variant: str, width: int):
     return model
 
 
+def random_batches(batch_size: int, steps: int):
+    """A data set of one CIFAR-sized batch, repeated."""
+    import numpy as np
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    images = rng.random((batch_size, 32, 32, 3), dtype=np.float32)
+    labels = rng.integers(0, 10, batch_size).astype(np.int32)
+    return tf.data.Dataset.from_tensors((images, labels)).repeat(steps)
+
+
 def measure(width: int, threads: int, rounds: int, steps: int, batch_size: int) -> dict:
     """Seconds a step of each variant: the fastest round of each, rounds interleaved."""
-    import numpy as np
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
-    rng = np.random.default_rng(0)
-    images = rng.random((batch_size, 32, 32, 3), dtype=np.float32)
-    labels = rng.integers(0, 10, batch_size).astype(np.int32)
-    dataset = tf.data.Dataset.from_tensors((images, labels)).repeat(steps)
+    dataset = random_batches(batch_size, steps)
     trained = {variant: build(variant, width) for variant in PASSES}
     wall: dict[str, list[float]] = {variant: [] for variant in PASSES}
     cpu: dict[str, list[float]] = {variant: [] for variant in PASSES}

@@ -31,7 +31,10 @@ class StopOnNonFinite(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None) -> None:
         loss = float((logs or {})["loss"])
         if not math.isfinite(loss):
-            raise Diverged(f"the loss became {loss} {self._when()}; {self._checkpoints.kept}")
+            raise Diverged(
+                f"the loss became {loss} {self._when()}; {self._checkpoints.kept}; "
+                "a lower --learning-rate or --der-weight may help"
+            )
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         # The last loss is that of the weights before the last step.
@@ -43,10 +46,7 @@ class StopOnNonFinite(keras.callbacks.Callback):
         step = int(optimizer.iterations.numpy()) - 1
         rate = optimizer._learning_rate
         rate = float(rate(step) if callable(rate) else rate)
-        return (
-            f"at step {step} with learning rate {rate:.4g} (a lower --learning-rate or "
-            "--der-weight may help)"
-        )
+        return f"at step {step} with learning rate {rate:.4g}"
 
 
 class EarlyStopping(keras.callbacks.Callback):
