@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from keras import layers
+from keras.src.ops.numpy import Add, GetItem, Pad
 from torch import nn
 
 
@@ -47,12 +48,33 @@ class _Flatten(nn.Module):
         return torch.flatten(x.permute(0, 2, 3, 1) if x.ndim == 4 else x, 1)
 
 
+class _Index(nn.Module):
+    """``x[key]`` with the key of a batch of images, channels last."""
+
+    def __init__(self, key) -> None:
+        super().__init__()
+        self.key = tuple(key[axis] for axis in (0, 3, 1, 2))
+
+    def forward(self, x):
+        return x[self.key]
+
+
 def _tensor(variable) -> torch.Tensor:
     return torch.tensor(np.asarray(variable))
 
 
-def _module(layer) -> nn.Module:
-    """The PyTorch module that does what a Keras layer does."""
+def _module(node) -> nn.Module:
+    """The PyTorch module that does what the Keras layer or operation of a node does."""
+    layer = node.operation
+    if isinstance(layer, keras.Model):
+        return TorchTwin(layer)
+    if isinstance(layer, GetItem):
+        return _Index(node.arguments.args[1])
+    if isinstance(layer, Pad) and layer.mode == "constant":
+        _, height, width, channels = layer.pad_width
+        return nn.ConstantPad3d((*width, *height, *channels), 0.0)
+    if isinstance(layer, layers.Dropout):
+        return nn.Identity()
     if isinstance(layer, layers.Rescaling):
         return _Affine(layer.scale, layer.offset)
     if isinstance(layer, layers.Normalization):
@@ -104,29 +126,25 @@ def _module(layer) -> nn.Module:
 class TorchTwin(nn.Module):
     """The twin of a functional Keras network, ``[B, C, H, W]`` in [0, 1] -> logits ``[B, K]``.
 
-    In evaluation mode when made. ``Add`` layers are the only ones with several inputs.
+    In evaluation mode when made. Networks may be nested; additions are the only steps with
+    several inputs, and a layer is used once.
     """
 
     def __init__(self, network: keras.Model) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         self.plan: list[tuple[str, list[str], int | None]] = []
+        nodes = {node.operation: node for part in network._nodes_by_depth.values() for node in part}
         for operation in network.operations:
-            sources = (
-                [t._keras_history.operation.name for t in operation.input]
-                if isinstance(operation.input, list)
-                else [operation.input._keras_history.operation.name]
-            )
+            node = nodes[operation]
+            sources = [tensor._keras_history.operation.name for tensor in node.input_tensors]
             if isinstance(operation, layers.InputLayer):
                 self.first = operation.name
-            elif isinstance(operation, layers.Add):
+            elif isinstance(operation, layers.Add | Add):
                 self.plan.append((operation.name, sources, None))
-            elif isinstance(operation, layers.Dropout):
-                self.plan.append((operation.name, sources, len(self.layers)))
-                self.layers.append(nn.Identity())
             else:
                 self.plan.append((operation.name, sources, len(self.layers)))
-                self.layers.append(_module(operation))
+                self.layers.append(_module(node))
         self.eval()
 
     def forward(self, images):
