@@ -312,8 +312,12 @@ def main() -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     settings = {name: getattr(options, name) for name in KEPT}
     settings |= {"model": Path(options.model).name, "dataset": options.dataset}
-    results = {"machine": {"cores": os.cpu_count()}, **settings, "runs": runs}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    about = {"machine": {"cores": os.cpu_count()}, **settings}
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if {name: kept.get(name) for name in about} == about:  # runs of other thread counts stay
+        runs += [run for run in kept["runs"] if run["threads"] not in options.threads]
+    runs.sort(key=lambda run: run["threads"])
+    RESULTS.write_text(json.dumps({**about, "runs": runs}, indent=1) + "\n")
     print(table(runs))
 
 

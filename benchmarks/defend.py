@@ -28,10 +28,15 @@ STORE = ROOT / "benchmarks" / "results" / "defend.json"
 PAGE = ROOT / "docs" / "defense.md"
 # Step size, radius, steps. Of one step the radius, as published twice the step, is not reached.
 GRID = (
+    (0.03125, 0.0625, 1),
+    (0.0625, 0.125, 1),
     (0.125, 0.25, 1),
     (0.25, 0.5, 1),
     (0.5, 1.0, 1),
     (1.0, 2.0, 1),
+    (0.125, 0.25, 4),
+    (0.125, 0.5, 4),
+    (0.25, 1.0, 4),
 )
 
 

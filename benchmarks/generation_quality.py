@@ -27,18 +27,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Defaults of `der-tf generate`; `fixed` are the steps where chains do not stop by themselves.
+from der_tf.cli.generate_options import GenerateOptions
+
+_DEFAULTS = GenerateOptions().sampling()
+STARTS, SAMPLER = tuple(_DEFAULTS["starts"]), tuple(_DEFAULTS["sampler"])
+# `fixed` are the steps where chains do not stop by themselves.
 BASE: dict[str, Any] = {
-    "mode": "local", "neighbors": 10, "variance": 0.95, "sigma": 1.0,
-    "step_size": 0.5, "momentum": 0.5, "noise": 0.001, "candidates": 4,
-    "adaptive": True, "quantile": 0.5, "steps": 50, "fixed": 20,
-}  # fmt: skip
-STARTS = ("mode", "neighbors", "variance", "sigma")
-SAMPLER = ("step_size", "momentum", "noise", "candidates", "adaptive")
+    **_DEFAULTS["starts"],
+    **_DEFAULTS["sampler"],
+    **{name: _DEFAULTS[name] for name in ("quantile", "steps")},
+    "fixed": 20,
+}
 MODES = ("noise", "gaussian", "class", "local")
 REAL = "real images"
 MEASURED = 10_000  # shuffled training images whose energies references are quantiles of
-CURVES = {"neighbors": (3, 10, 20), "steps": (0, 5, 10, 20, 40)}
+CURVES = {"neighbors": (3, 10, 20), "steps": (0, 1, 2, 4, 8, 20)}
 
 
 def comparison(base: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -54,10 +54,10 @@ class GenerateOptions:
     candidates: Annotated[
         Count,
         Parameter(
-            help="Energy guidance: starts to choose each chain's from. Default: 4.",
+            help="Energy guidance: starts to choose each chain's from. Default: 8.",
             show_default=False,
         ),
-    ] = 4
+    ] = 8
     fixed_steps: Annotated[
         bool,
         Parameter(
@@ -69,10 +69,10 @@ class GenerateOptions:
     quantile: Annotated[
         NotNegative,
         Parameter(
-            help="Of a class's energies on training images, which is its reference. Default: 0.5.",
+            help="Of a class's energies on training images, which is its reference. Default: 0.1.",
             show_default=False,
         ),
-    ] = 0.5
+    ] = 0.1
     mode: Annotated[
         Literal["local", "class", "gaussian", "noise"],
         Parameter(help="Of the starts. Default: local.", show_default=False),
@@ -85,8 +85,8 @@ class GenerateOptions:
         Parameter(help="Share that the starts' PCA keeps. Default: 0.95.", show_default=False),
     ] = 0.95
     sigma: Annotated[
-        NotNegative, Parameter(help="Scale of the starts. Default: 1.", show_default=False)
-    ] = 1.0
+        NotNegative, Parameter(help="Scale of the starts. Default: 1.25.", show_default=False)
+    ] = 1.25
     dataset: Annotated[
         str | None, Parameter(help="Whose training images. Default: that of training.")
     ] = None

@@ -53,7 +53,8 @@ class LocalClasswisePCA:
         neighbors: nearest neighbours of an anchor; only ``"local"`` reads it. Default 10.
         variance: share of the variance that the kept components explain, in (0, 1]; only
             ``"local"`` and ``"class"`` read it. Default 0.95.
-        sigma: scale of the draw; 1 (default) gives the spread of the images themselves.
+        sigma: scale of the draw; 1 gives the spread of the images themselves. Default 1.25, the
+            best on validation images of CIFAR-10 (docs/generation.md).
         mode: see above. Default ``"local"``.
 
     Attributes:
@@ -70,7 +71,7 @@ class LocalClasswisePCA:
         self,
         neighbors: int = 10,
         variance: float = 0.95,
-        sigma: float = 1.0,
+        sigma: float = 1.25,
         mode: str = "local",
     ) -> None:
         if mode not in MODES:
@@ -275,7 +276,7 @@ class LocalClasswisePCA:
         return offsets, {"means": means, "components": components}
 
     def set_reference_energies(
-        self, model: Any, images: Any, labels: Any, quantile: float = 0.5, batch_size: int = 128
+        self, model: Any, images: Any, labels: Any, quantile: float = 0.1, batch_size: int = 128
     ) -> Self:
         """Store the joint energies E(x, y) at which chains through ``model`` may stop.
 
@@ -283,7 +284,8 @@ class LocalClasswisePCA:
             model: the classifier that chains will descend; of another model these say nothing.
             images: ``[N, H, W, C]`` real images in [0, 1].
             labels: ``[N]`` their classes, each of 0..K-1 at least once.
-            quantile: of a class's energies, in [0, 1]: 0.5 (default) is their median, 0 the lowest.
+            quantile: of a class's energies, in [0, 1]: 0.5 is their median, 0 the lowest. Default
+                0.1.
             batch_size: images at a time. Default 128.
 
         Raises:

@@ -151,6 +151,7 @@ def _catastrophic(level: int, epochs: int) -> dict[str, Options]:
         "n-fgsm": {"attack": "n_fgsm", "der_weight": 0},
         "n-fgsm-der": {"attack": "n_fgsm"},
         "n-fgsm-der-20": {"attack": "n_fgsm", "der_weight": 20.0},
+        "n-fgsm-der-start": {"attack": "n_fgsm", "der_weight": 10.0, "der_reference": "start"},
         "grad-align": {
             "recipe": "grad_align",
             "attack": "fgsm",

@@ -24,7 +24,7 @@ def spectrum(rows):
 def test_a_class_is_drawn_with_its_mean_and_covariance(data, mode):
     images, labels = data
     rows = images[labels == 1].reshape(-1, 16).astype(np.float64)
-    drawn = draws(LocalClasswisePCA(variance=1.0, mode=mode).fit(images, labels))
+    drawn = draws(LocalClasswisePCA(variance=1.0, sigma=1.0, mode=mode).fit(images, labels))
     spread = np.sqrt(spectrum(rows)[0])
     np.testing.assert_allclose(drawn.mean(0), rows.mean(0), atol=4 * spread / np.sqrt(COUNT))
     np.testing.assert_allclose(spectrum(drawn)[:4], spectrum(rows)[:4], rtol=0.1)
@@ -53,7 +53,7 @@ def test_local_draws_have_the_law_of_a_mixture_over_anchors(data, levels):
     means = near.mean(axis=1)
     within = np.mean([np.cov(part.T) for part in near], axis=0)
     between = np.cov(means.T, bias=True)
-    starts = LocalClasswisePCA(neighbors=5, variance=1.0).fit(images, labels)
+    starts = LocalClasswisePCA(neighbors=5, variance=1.0, sigma=1.0).fit(images, labels)
     drawn = draws(starts, label=2)
     np.testing.assert_allclose(
         drawn.mean(0), means.mean(0), atol=4 * np.sqrt(spectrum(drawn)[0] / COUNT)
