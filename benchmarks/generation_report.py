@@ -1,9 +1,11 @@
 """Table and pictures of ``docs/generation.md`` from what ``generation_quality.py`` has left.
 
     python benchmarks/generation_report.py RESULTS --machine "2 shared x86-64 cores, 1 thread"
+    python benchmarks/generation_report.py --tuning RESULTS --machine "..."
 
 Keeps the numbers in ``benchmarks/results/generation_quality.json``, writes the table between the
-markers of ``docs/generation.md`` and the pictures into ``docs/figures``.
+markers of ``docs/generation.md`` and the pictures into ``docs/figures``; with ``--tuning``, which
+takes results of ``--vary``, ``generation_tuning.json`` and the other table.
 """
 
 from __future__ import annotations
@@ -22,39 +24,72 @@ from PIL import Image
 from der_tf.generation import pictures
 
 ROOT = Path(__file__).parents[1]
-STORE = ROOT / "benchmarks" / "results" / "generation_quality.json"
+STORE = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "generation.md"
 FIGURES = ROOT / "docs" / "figures"
 SHOWN = "local, guided, adaptive"
 
 
+def measured_on(one: dict[str, Any], machine: str) -> str:
+    return (
+        f"{one['num_samples']:,} images a setting, seeds from {one['seed']:,}; reference: "
+        f"{one['num_reference']:,} {one['reference']} images of {one['dataset']}; FID, IS, "
+        f"precision and recall by {one['extractor']}; {machine}."
+    )
+
+
+def cells(one: dict[str, Any]) -> list[str]:
+    """The columns :data:`COLUMNS` of a result."""
+    scores = one["scores"]
+    agreement = f"{one['agreement']:.1%}"
+    if "judge_agreement" in one:
+        agreement += f" / {one['judge_agreement']:.1%}"
+    return [
+        f"{scores['FID']:.1f}",
+        f"{scores['IS']:.2f}",
+        f"{scores['precision']:.3f}",
+        f"{scores['recall']:.3f}",
+        f"{one['mean_joint_energy']:.2f}",
+        agreement,
+        f"{one['nearest_median']:.2f} ({one['nearest_lowest']:.2f})",
+        f"{one['mean_steps_taken']:.1f}" if "mean_steps_taken" in one else "–",
+    ]
+
+
+COLUMNS = ["FID", "IS", "precision", "recall", "mean energy", "agreement / judge"]
+COLUMNS += ["nearest training image", "mean steps"]
+
+
+def markdown(rows: list[list[str]]) -> list[str]:
+    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return [head, "|---" * len(rows[0]) + "|", *body]
+
+
 def table(results: list[dict[str, Any]], machine: str) -> str:
     """Markdown: how it was measured, and a row a setting of the comparison."""
-    rows = [one for one in results if not one["name"].startswith("k = ")]
-    judged = any("judge_agreement" in one for one in rows)
-    first = rows[0]
-    lines = [
-        f"{first['num_samples']:,} images a setting, seeds from {first['seed']:,}; reference: "
-        f"{first['num_reference']:,} {first['reference']} images of {first['dataset']}; FID, IS, "
-        f"precision and recall by {first['extractor']}; {machine}.",
-        "",
-        "| starts, guidance, stopping | FID | IS | precision | recall | mean energy | "
-        f"agreement{' / judge' if judged else ''} | nearest training image | mean steps |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for one in rows:
-        scores = one["scores"]
-        agreement = f"{one['agreement']:.1%}"
-        if judged:
-            agreement += f" / {one['judge_agreement']:.1%}"
-        steps = f"{one['mean_steps_taken']:.1f}" if "mean_steps_taken" in one else "–"
-        lines.append(
-            f"| {one['name']} | {scores['FID']:.1f} | {scores['IS']:.2f} | "
-            f"{scores['precision']:.3f} | {scores['recall']:.3f} | "
-            f"{one['mean_joint_energy']:.2f} | {agreement} | "
-            f"{one['nearest_median']:.2f} ({one['nearest_lowest']:.2f}) | {steps} |"
-        )
-    return "\n".join(lines)
+    shown = [one for one in results if not one["name"].startswith("k = ")]
+    rows = [["starts, guidance, stopping", *COLUMNS]]
+    rows += [[one["name"], *cells(one)] for one in shown]
+    return "\n".join([measured_on(shown[0], machine), "", *markdown(rows)])
+
+
+def tuning_table(results: list[dict[str, Any]], machine: str) -> str:
+    """Markdown: how it was measured, and a row a setting, the settings in columns."""
+    named = ["mode", "neighbors", "sigma", "candidates", "step_size"]
+    rows = [[*(name.replace("_", " ") for name in named), "stopping", *COLUMNS]]
+    for one in results:
+        setting = one["setting"]
+        adaptive = f"at quantile {setting['quantile']:g}"
+        stopping = adaptive if setting["adaptive"] else f"after {setting['steps']}"
+        shown = setting if setting["mode"] == "local" else setting | {"neighbors": "–"}
+        rows.append([*(str(shown[name]) for name in named), stopping, *cells(one)])
+    return "\n".join([measured_on(results[0], machine), "", *markdown(rows)])
+
+
+def keep(name: str, machine: str, results: list[dict[str, Any]]) -> None:
+    STORE.mkdir(exist_ok=True)
+    text = json.dumps({"machine": machine, "runs": results}, indent=1) + "\n"
+    (STORE / name).write_text(text)
 
 
 def save_curves(results: dict[str, dict[str, Any]]) -> None:
@@ -104,13 +139,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="the --out of generation_quality.py")
     parser.add_argument("--machine", required=True, help="what it ran on, in words")
+    parser.add_argument("--tuning", action="store_true", help="they are of --vary")
     options = parser.parse_args()
     results = [json.loads(path.read_text()) for path in sorted(options.results.glob("*.json"))]
+    if options.tuning:
+        keys = ["mode", "neighbors", "sigma", "candidates", "adaptive", "quantile", "step_size"]
+        results.sort(key=lambda one: [one["setting"][key] for key in [*keys, "steps"]])
+        keep("generation_tuning.json", options.machine, results)
+        text = tuning_table(results, options.machine)
+        fill(PAGE, "benchmarks/generation_report.py --tuning", text)
+        print(text)
+        return
     order = [REAL, *comparison(BASE), *curves(BASE)]
     results = [one for one in results if one["name"] in order]  # what was varied stays out
     results.sort(key=lambda one: order.index(one["name"]))
-    STORE.parent.mkdir(exist_ok=True)
-    STORE.write_text(json.dumps({"machine": options.machine, "runs": results}, indent=1) + "\n")
+    keep("generation_quality.json", options.machine, results)
     text = table(results, options.machine)
     by_name = {one["name"]: one for one in results}
     fill(PAGE, "benchmarks/generation_report.py", text)
