@@ -175,7 +175,7 @@ class LocalClasswisePCA:
         if "means" in arrays:
             components = tf.cast(tf.gather(arrays["components"], index), tf.float32)
             means = tf.cast(tf.gather(arrays["means"], index), tf.float32)
-            return means + tf.reduce_sum(weights[..., None] * components, axis=1)
+            return means + tf.linalg.matvec(components, weights, transpose_a=True)
         # The components of a neighbourhood are mixtures of its centred images.
         found = tf.gather(arrays["images"], tf.gather(arrays["neighbors"], index))
         levels = 255.0 if arrays["images"].dtype == tf.uint8 else 1.0
