@@ -66,7 +66,7 @@ def peers(name: str, network, x: np.ndarray, y: np.ndarray, options) -> dict[str
     import foolbox
     import torch
     import torchattacks
-    from torch_twin import TorchTwin
+    from torch_twin import ChannelsLast, TorchTwin
 
     ball = {"eps": options.epsilon, "norm": "Linf", "seed": 0}
     classes = network.output_shape[1]
@@ -90,22 +90,18 @@ def peers(name: str, network, x: np.ndarray, y: np.ndarray, options) -> dict[str
     images = torch.tensor(x).permute(0, 3, 1, 2).contiguous()
     labels = torch.tensor(y, dtype=torch.long)
     found: dict[str, Contestant] = {}
-    for title, layout in (
-        ("torchattacks", torch.contiguous_format),
-        ("torchattacks, channels last", torch.channels_last),
+    batches = list(
+        zip(images.split(options.batch_size), labels.split(options.batch_size), strict=True)
+    )
+    for title, twin in (
+        ("torchattacks", TorchTwin(network)),
+        ("torchattacks, channels last", ChannelsLast(TorchTwin(network))),
     ):
-        twin = TorchTwin(network).to(memory_format=layout)
         for parameter in twin.parameters():
             parameter.requires_grad_(False)  # gradients of the input alone
-        attack = makers[name](twin)
-        batches = [
-            (a.contiguous(memory_format=layout), b)
-            for a, b in zip(
-                images.split(options.batch_size), labels.split(options.batch_size), strict=True
-            )
-        ]
+        attack = makers[name](twin.eval())
 
-        def run(attack=attack, batches=batches) -> np.ndarray:
+        def run(attack=attack) -> np.ndarray:
             moved = torch.cat([attack(a, b) for a, b in batches]).detach()
             return moved.permute(0, 2, 3, 1).numpy()
 

@@ -155,3 +155,24 @@ class TorchTwin(nn.Module):
                 sum(inputs[1:], inputs[0]) if index is None else self.layers[index](inputs[0])
             )
         return values[self.plan[-1][0]]
+
+
+class _InChannelsLast(torch.autograd.Function):
+    @staticmethod
+    def forward(_, images):
+        return images.contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(_, gradient):
+        return gradient.contiguous()
+
+
+class ChannelsLast(nn.Module):
+    """A network in channels-last memory, for peers whose own operations need contiguous images."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)
+
+    def forward(self, images):
+        return self.network(_InChannelsLast.apply(images))
