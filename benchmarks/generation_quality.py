@@ -41,7 +41,7 @@ BASE: dict[str, Any] = {
 MODES = ("noise", "gaussian", "class", "local")
 REAL = "real images"
 MEASURED = 10_000  # shuffled training images whose energies references are quantiles of
-CURVES = {"neighbors": (3, 10, 20), "steps": (0, 5, 20)}
+CURVES = {"neighbors": (3, 10, 20), "steps": (0, 2, 5, 20)}
 
 
 def comparison(base: dict[str, Any]) -> dict[str, dict[str, Any]]:
