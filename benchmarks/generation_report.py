@@ -116,7 +116,8 @@ def save_curves(results: dict[str, dict[str, Any]]) -> None:
     trade.set(xlabel="recall (variability)", ylabel="precision (quality)")
     trade.set_title("fixed steps at the points; star: adaptive", fontsize="medium")
     trade.legend()
-    fid.set(xlabel="steps (star: mean steps of adaptive stopping)", ylabel="FID")
+    extractor = next(iter(results.values()))["extractor"]
+    fid.set(xlabel="steps (star: mean steps of adaptive stopping)", ylabel=f"FID by {extractor}")
     figure.savefig(FIGURES / "generation-curves.png", dpi=80)
 
 
