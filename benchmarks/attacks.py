@@ -31,7 +31,16 @@ RESULTS = Path(__file__).parent / "results" / "attacks.json"
 OURS, FLOOR = "der_tf", "floor"
 LINF = ("apgd_ce", "apgd_t", "fab_t", "square", "auto_attack")
 CW = "cw"
-KEPT = ("num_examples", "batch_size", "epsilon", "queries", "cw_search_steps", "cw_steps", "rounds")
+KEPT = (
+    "attacks",
+    "num_examples",
+    "batch_size",
+    "epsilon",
+    "queries",
+    "cw_search_steps",
+    "cw_steps",
+    "rounds",
+)
 
 # Runs the attack on all images and returns their adversarial counterparts, channels last.
 Contestant = Callable[[], np.ndarray]
