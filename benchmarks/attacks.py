@@ -10,7 +10,9 @@ after the other and the fastest round counts. Beside the seconds stands what eac
 share of the images that is left, for C&W the mean l2 distance. The floor is the time that the
 network alone takes for the images that der_tf shows it, forward and backward to the input (Square:
 forward), in full batches: what is above it are the attack's own operations, tracing apart.
-Writes ``benchmarks/results/attacks.json`` and prints the table of ``docs/benchmarks.md``.
+Each attack and thread count is measured in a process of its own and kept at once in
+``benchmarks/results/attacks.json`` (an earlier run of other settings is replaced), from which the
+table of ``docs/benchmarks.md`` is written.
 """
 
 from __future__ import annotations
@@ -25,14 +27,15 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import pages
 from own_process import measured_by
 
 RESULTS = Path(__file__).parent / "results" / "attacks.json"
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 OURS, FLOOR = "der_tf", "floor"
 LINF = ("apgd_ce", "apgd_t", "fab_t", "square", "auto_attack")
 CW = "cw"
-KEPT = (
-    "attacks",
+SETTINGS = (
     "num_examples",
     "batch_size",
     "epsilon",
@@ -231,64 +234,77 @@ def load(options) -> tuple:
     return network, x[correct][: options.num_examples], y[correct][: options.num_examples]
 
 
-def measure(options, threads: int) -> dict:
+def measure(options, name: str, threads: int) -> dict:
+    """One attack with so many threads: seconds of the fastest round, results, and the floor."""
+    # PyTorch's Adam, which C&W steps with, imports Triton: a crash once TensorFlow is loaded.
+    import torch._dynamo  # isort: skip
     import tensorflow as tf
-    import torch
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     torch.set_num_threads(threads)
     network, x, y = load(options)
-    results = {}
-    for name in options.attacks:
-        contestants = {OURS: ours(name, network, x, y, options)}
-        contestants |= peers(name, network, x, y, options)
-        ours(name, network, x[:8], y[:8], options)()  # traces it: the batch size is left open
-        seconds: dict[str, list[float]] = {title: [] for title in contestants}
-        reached = {}
-        for _ in range(options.rounds):
-            for title, attack in contestants.items():
-                start = time.perf_counter()
-                moved = attack()
-                seconds[title].append(time.perf_counter() - start)
-                left = np.argmax(network.predict(moved, verbose=0), axis=1) == y
-                reached[title] = {"left": float(left.mean())}
-                if name == CW and not left.all():
-                    distances = np.sqrt(np.sum(np.square(moved - x), axis=(1, 2, 3)))
-                    reached[title]["l2"] = float(distances[~left].mean())
-                print(
-                    f"{threads} thread(s), {name}, {title}: {seconds[title][-1]:.1f} s", flush=True
-                )
-        results[name] = {
-            "seconds": {title: min(taken) for title, taken in seconds.items()},
-            "reached": reached,
-            "floor_seconds": floor(name, network, x, y, options),
-        }
-    return {"threads": threads, "images": len(x), "attacks": results}
+    contestants = {OURS: ours(name, network, x, y, options)}
+    contestants |= peers(name, network, x, y, options)
+    ours(name, network, x[:8], y[:8], options)()  # traces it: the batch size is left open
+    seconds: dict[str, list[float]] = {title: [] for title in contestants}
+    reached = {}
+    for _ in range(options.rounds):
+        for title, attack in contestants.items():
+            start = time.perf_counter()
+            moved = attack()
+            seconds[title].append(time.perf_counter() - start)
+            left = np.argmax(network.predict(moved, verbose=0), axis=1) == y
+            reached[title] = {"left": float(left.mean())}
+            if name == CW and not left.all():
+                distances = np.sqrt(np.sum(np.square(moved - x), axis=(1, 2, 3)))
+                reached[title]["l2"] = float(distances[~left].mean())
+            print(f"{threads} thread(s), {name}, {title}: {seconds[title][-1]:.1f} s", flush=True)
+    return {
+        "attack": name,
+        "threads": threads,
+        "images": len(x),
+        "seconds": {title: min(taken) for title, taken in seconds.items()},
+        "reached": reached,
+        "floor_seconds": floor(name, network, x, y, options),
+    }
 
 
 def table(runs: list[dict]) -> str:
     """Markdown: seconds, their ratio to ours, and what was reached."""
     lines = ["| attack | threads | by | seconds | against der_tf | left | mean l2 |"]
     lines.append("|---|---|---|---|---|---|---|")
-    for name in runs[0]["attacks"]:
-        for run in runs:
-            result = run["attacks"][name]
-            own = result["seconds"][OURS]
-            rows = {FLOOR: result["floor_seconds"], **result["seconds"]}
-            for title, seconds in rows.items():
-                reached = result["reached"].get(title, {})
-                cells = (
-                    name,
-                    str(run["threads"]),
-                    title,
-                    f"{seconds:.1f}",
-                    f"{seconds / own:.2f}x",
-                    f"{100 * reached['left']:.1f} %" if reached else "",
-                    f"{reached['l2']:.3f}" if "l2" in reached else "",
-                )
-                lines.append(f"| {' | '.join(cells)} |")
+    for run in runs:
+        own = run["seconds"][OURS]
+        for title, seconds in {FLOOR: run["floor_seconds"], **run["seconds"]}.items():
+            reached = run["reached"].get(title, {})
+            cells = (
+                run["attack"],
+                str(run["threads"]),
+                title,
+                f"{seconds:.1f}",
+                f"{seconds / own:.2f}x",
+                f"{100 * reached['left']:.1f} %" if reached else "",
+                f"{reached['l2']:.3f}" if "l2" in reached else "",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def keep(options, run: dict) -> list[dict]:
+    """Put a run into the file, in the place of an earlier one, and return all that it holds."""
+    about = {"machine": {"cores": os.cpu_count()}, "model": Path(options.model).name}
+    about |= {"dataset": options.dataset}
+    about |= {name: getattr(options, name) for name in SETTINGS}
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    same = {name: value for name, value in kept.items() if name != "runs"} == about
+    runs = {(other["attack"], other["threads"]): other for other in kept["runs"]} if same else {}
+    runs[run["attack"], run["threads"]] = run
+    ordered = sorted(runs, key=lambda of: ((*LINF, CW).index(of[0]), of[1]))
+    RESULTS.parent.mkdir(exist_ok=True)
+    found = [runs[of] for of in ordered]
+    RESULTS.write_text(json.dumps({**about, "runs": found}, indent=1) + "\n")
+    return found
 
 
 def main() -> None:
@@ -307,23 +323,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.json:  # one thread count, in a process of its own: it is set at start
-        print(json.dumps(measure(options, options.threads[0])))
+    if options.json:
+        print(json.dumps(measure(options, options.attacks[0], options.threads[0])))
         return
-    runs = []
     for threads in options.threads:
-        command = [sys.executable, __file__, "--json", *sys.argv[1:], "--threads", str(threads)]
-        runs.append(measured_by(command))
-    RESULTS.parent.mkdir(exist_ok=True)
-    settings = {name: getattr(options, name) for name in KEPT}
-    settings |= {"model": Path(options.model).name, "dataset": options.dataset}
-    about = {"machine": {"cores": os.cpu_count()}, **settings}
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if {name: kept.get(name) for name in about} == about:  # runs of other thread counts stay
-        runs += [run for run in kept["runs"] if run["threads"] not in options.threads]
-    runs.sort(key=lambda run: run["threads"])
-    RESULTS.write_text(json.dumps({**about, "runs": runs}, indent=1) + "\n")
-    print(table(runs))
+        for name in options.attacks:
+            this = ["--json", "--threads", str(threads), "--attacks", name]
+            run = measured_by([sys.executable, __file__, *sys.argv[1:], *this])
+            pages.fill(PAGE, "benchmarks/attacks.py", table(keep(options, run)))
 
 
 if __name__ == "__main__":
