@@ -24,6 +24,9 @@ PENALTIES = {
     # Positive delta energies alone: the sign that jumps at catastrophic overfitting.
     "hinge": tf.nn.relu,
     "squared_hinge": lambda d: tf.square(tf.nn.relu(d)),
+    # The square hardly sees small positive ones, which a collapsing network has many of: the
+    # hinge pulls at each with the same force, however small.
+    "squared_plus_hinge": lambda d: tf.square(d) + tf.nn.relu(d),
 }
 REFERENCES = ("natural", "start", "interior")
 
@@ -76,7 +79,8 @@ class DeltaEnergy(Regularizer):
         marginal: weight of the delta marginal energy. Default 0.
         joint: weight of the delta joint energy. Default 1.
         penalty: rho: ``"squared"`` (default), ``"absolute"``, ``"huber"`` (quadratic to 1),
-            ``"hinge"`` (max(0, dE)) or ``"squared_hinge"``.
+            ``"hinge"`` (max(0, dE)), ``"squared_hinge"``, or ``"squared_plus_hinge"``
+            (dE^2 + max(0, dE), ours: docs/results.md).
         reference: what x* is compared with. ``"natural"`` (default): x, as in the paper.
             ``"start"``: the attack's noisy start. ``"interior"``: x + u (x* - x) with u uniform
             in [0, 1]. The last two are ours, beyond the paper.

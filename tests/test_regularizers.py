@@ -36,6 +36,7 @@ def data():
         ("huber", 1.5, 0.125),
         ("hinge", 0.0, 0.5),
         ("squared_hinge", 0.0, 0.25),
+        ("squared_plus_hinge", 4.0, 0.75),
     ],
 )
 def test_penalties_by_hand(penalty, of_minus_two, of_half):
@@ -83,6 +84,7 @@ def test_gradients_through_both_passes_are_those_of_finite_differences(
             "huber": lambda d: np.where(np.abs(d) <= 1, d**2 / 2, np.abs(d) - 0.5),
             "hinge": lambda d: np.maximum(d, 0),
             "squared_hinge": lambda d: np.maximum(d, 0) ** 2,
+            "squared_plus_hinge": lambda d: d**2 + np.maximum(d, 0),
         }[penalty]
         cross_entropy = np.log(np.exp(moved).sum(1)) - moved[rows, y]
         return np.mean(cross_entropy + 4.0 * (0.7 * rho(marginal) + 1.3 * rho(joint)))

@@ -129,7 +129,8 @@ class TrainOptions:
         ),
     ] = None
     der_penalty: Annotated[
-        Literal["squared", "absolute", "huber", "hinge", "squared_hinge"] | None,
+        Literal["squared", "absolute", "huber", "hinge", "squared_hinge", "squared_plus_hinge"]
+        | None,
         _option(_LOSS, "Penalty on a delta energy. Default: squared."),
     ] = None
     der_reference: Annotated[
