@@ -41,7 +41,7 @@ def measure(variant: str, width: int, train_size: int, batch_size: int, rounds: 
     model = RobustClassifier(
         models.preact_resnet18((32, 32, 3), 10, width=width),
         attack,
-        regularizers=[DeltaEnergy(weight)] if weight else [],
+        regularizers=[DeltaEnergy(weight, reference="natural")] if weight else [],
     )
     model.compile(CoupledSGD(0.01, 0.9, 5e-4), jit_compile=False)
     rng = np.random.default_rng(0)

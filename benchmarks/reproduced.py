@@ -66,8 +66,8 @@ def section(report: dict) -> str:
 # Rows of the full scale whose training step was timed: experiment, row, name in the benchmark.
 MEASURED_STEPS = (
     ("catastrophic-overfitting", "none-8", "rs_fgsm"),
-    ("catastrophic-overfitting", "der-8", "rs_fgsm + DER, natural"),
-    ("catastrophic-overfitting", "der-start-8", "rs_fgsm + DER, start on one tape"),
+    ("catastrophic-overfitting", "der-paper-8", "rs_fgsm + DER, natural"),
+    ("catastrophic-overfitting", "der-8", "rs_fgsm + DER, start on one tape"),
     ("robust-overfitting", "none-8", "pgd-10"),
     ("robust-overfitting", "der-1-8", "pgd-10 + DER, natural"),
 )

@@ -52,7 +52,7 @@ def build(variant: str, width: int):
     name = "pgd" if variant.startswith("pgd") else "rs_fgsm"
     attack = attacks.get(name, training="inference" not in variant)
     regularizers = {
-        "natural": [DeltaEnergy(1.0)],
+        "natural": [DeltaEnergy(1.0, reference="natural")],
         "start on one tape": [DeltaEnergy(1.0, reference="start")],
         "start detached": [DeltaEnergy(1.0, reference="start", reference_gradient=False)],
     }.get(variant.partition("DER, ")[2], [])

@@ -98,6 +98,7 @@ def test_gradients_through_both_passes_are_those_of_finite_differences(
                 marginal=0.7,
                 joint=1.3,
                 penalty=penalty,
+                reference="natural",
                 reference_gradient=reference_gradient,
             )
         ],
@@ -158,7 +159,7 @@ def test_weight_warms_up_linearly(data):
             step=tf.constant(steps, tf.int64),
         )
         batch.run_attack()
-        return DeltaEnergy(2.0, warmup_steps=warmup)(batch).numpy()
+        return DeltaEnergy(2.0, reference="natural", warmup_steps=warmup)(batch).numpy()
 
     full = penalty_after(0, 0)
     np.testing.assert_array_equal(penalty_after(0, 10), 0 * full)

@@ -143,15 +143,20 @@ GRAD_ALIGN = {8: 0.2, 16: 2.0}
 def _catastrophic(level: int, epochs: int) -> dict[str, Options]:
     """Single-step training with each cure, and multi-step training to compare with."""
     grad_align = GRAD_ALIGN.get(level, GRAD_ALIGN[16])
+    n_fgsm = {"attack": "n_fgsm"}
+    paper = {"der_penalty": "squared", "der_reference": "natural"}
     return {
         "none": {"der_weight": 0},
         "der": {},
-        "der-start": {"der_reference": "start"},
-        "der-interior": {"der_reference": "interior"},
-        "n-fgsm": {"attack": "n_fgsm", "der_weight": 0},
-        "n-fgsm-der": {"attack": "n_fgsm"},
-        "n-fgsm-der-20": {"attack": "n_fgsm", "der_weight": 20.0},
-        "n-fgsm-der-start": {"attack": "n_fgsm", "der_weight": 10.0, "der_reference": "start"},
+        "der-natural": {"der_weight": 5.0, "der_reference": "natural"},
+        "der-squared": {"der_penalty": "squared"},
+        "der-paper": {**paper, "der_weight": 10.0},
+        "n-fgsm": {**n_fgsm, "der_weight": 0},
+        "n-fgsm-der": n_fgsm,
+        "n-fgsm-der-natural": {**n_fgsm, "der_weight": 5.0, "der_reference": "natural"},
+        "n-fgsm-der-squared": {**n_fgsm, "der_penalty": "squared"},
+        "n-fgsm-der-paper-5": {**n_fgsm, **paper, "der_weight": 5.0},
+        "n-fgsm-der-paper-20": {**n_fgsm, **paper, "der_weight": 20.0},
         "grad-align": {
             "recipe": "grad_align",
             "attack": "fgsm",
@@ -178,13 +183,17 @@ def _robust(level: int, epochs: int) -> dict[str, Options]:
 
 
 def _ablation(level: int, epochs: int) -> dict[str, Options]:
-    """DER in every form, one thing changed at a time from weight 10."""
-    weights = {f"weight-{weight}": {"der_weight": float(weight)} for weight in (1, 3, 10, 30, 100)}
+    """DER in every form, one thing changed at a time from the paper's at weight 10."""
+    paper = {"der_penalty": "squared", "der_reference": "natural"}
+    weights = {
+        f"weight-{weight}": {**paper, "der_weight": float(weight)} for weight in (1, 3, 10, 30, 100)
+    }
     forms: dict[str, Options] = {
         "absolute": {"der_penalty": "absolute"},
         "huber": {"der_penalty": "huber"},
         "hinge": {"der_penalty": "hinge"},
         "squared-hinge": {"der_penalty": "squared_hinge"},
+        "squared-plus-hinge": {"der_penalty": "squared_plus_hinge"},
         "marginal": {"der_marginal": 1.0, "der_joint": 0.0},
         "both": {"der_marginal": 1.0, "der_joint": 1.0},
         "start": {"der_reference": "start"},
@@ -198,7 +207,7 @@ def _ablation(level: int, epochs: int) -> dict[str, Options]:
         },
         "warm-up": {"der_warmup_epochs": epochs / 2},
     }
-    tens = {name: {"der_weight": 10.0, **options} for name, options in forms.items()}
+    tens = {name: {**paper, "der_weight": 10.0, **options} for name, options in forms.items()}
     return {"none": {"der_weight": 0}, **weights, **tens}
 
 

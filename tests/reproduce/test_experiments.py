@@ -7,7 +7,7 @@ from der_tf.cli.train_options import TrainOptions
 from der_tf.reproduce.experiments import EXPERIMENTS, arguments
 from der_tf.reproduce.results import planned
 from der_tf.training import run
-from der_tf.training.recipes import DER_DEFAULTS
+from der_tf.training.recipes import DER_WEIGHTS
 
 SCALES = [
     pytest.param(experiment, scale, id=f"{experiment.name}-{name}")
@@ -47,8 +47,8 @@ def test_the_cures_of_catastrophic_overfitting_are_what_they_are_called():
     rows = experiment.rows(experiment.scales["full"])
     configs = {row.name: row.configuration(0) for row in rows}
     assert run.regularizers(configs["none-16"], 1) == []
-    assert configs["der-16"].der_weight == DER_DEFAULTS["rs_fgsm"]["der_weight"]
-    assert configs["n-fgsm-der-8"].der_weight == DER_DEFAULTS["n_fgsm"]["der_weight"]
+    assert configs["der-16"].der_weight == DER_WEIGHTS["rs_fgsm"]
+    assert configs["n-fgsm-der-8"].der_weight == DER_WEIGHTS["n_fgsm"]
     assert configs["grad-align-8"].grad_align_weight == 0.2
     assert configs["grad-align-16"].grad_align_weight == 2.0
     assert configs["pgd-5-16"].schedule == configs["none-16"].schedule == "cyclic"
@@ -57,8 +57,8 @@ def test_the_cures_of_catastrophic_overfitting_are_what_they_are_called():
 def test_only_selects_rows_by_name_and_pattern():
     experiment = EXPERIMENTS["catastrophic-overfitting"]
     small = experiment.scales["small"]
-    names = [row.name for row in experiment.rows(small, ["none-*", "der-start-16"])]
-    assert names == ["none-8", "none-16", "der-start-16"]
+    names = [row.name for row in experiment.rows(small, ["none-*", "der-squared-16"])]
+    assert names == ["none-8", "none-16", "der-squared-16"]
     with pytest.raises(ValueError, match=r"--only names rows .* none-8, .*; received wrong"):
         experiment.rows(small, ["none-8", "wrong"])
 

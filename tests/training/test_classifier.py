@@ -126,8 +126,16 @@ class CountsCalls(keras.Model):
         ("fgsm", "madry", (), 2),
         ("pgd", "madry", (), 11),
         ("fgsm", "trades", (), 3),
-        ("fgsm", "madry", (DeltaEnergy(1.0),), 3),
-        ("fgsm", "trades", (DeltaEnergy(1.0), DeltaEnergy(1.0, penalty="hinge")), 3),
+        ("fgsm", "madry", (DeltaEnergy(1.0, reference="natural"),), 3),
+        (
+            "fgsm",
+            "trades",
+            (
+                DeltaEnergy(1.0, reference="natural"),
+                DeltaEnergy(1.0, penalty="hinge", reference="natural"),
+            ),
+            3,
+        ),
         ("pgd", "madry", (DeltaEnergy(1.0, reference="interior"),), 12),
         ("rs_fgsm", "madry", (DeltaEnergy(1.0, reference="start"),), 3),
         # In the mode of the outer pass, the attack's own pass through the start serves the loss.
@@ -295,7 +303,7 @@ def test_layer_losses_are_added_once(digits):
 
 @pytest.mark.parametrize(
     "regularizers",
-    [(), (DeltaEnergy(5.0),), (DeltaEnergy(5.0, reference="start"),)],
+    [(), (DeltaEnergy(5.0, reference="natural"),), (DeltaEnergy(5.0, reference="start"),)],
     ids=["plain", "der", "der_start"],
 )
 def test_two_replicas_train_like_one(regularizers, digits, two_replicas):

@@ -8,7 +8,7 @@ import pytest
 
 from der_tf.regularizers import AbnormalExamples, GradAlign
 from der_tf.training import run
-from der_tf.training.recipes import DER_DEFAULTS, RECIPES, SINGLE_STEP, Configuration, resolve
+from der_tf.training.recipes import DER_WEIGHTS, RECIPES, SINGLE_STEP, Configuration, resolve
 
 
 def cifar(**given):
@@ -54,7 +54,7 @@ def test_weat_weights_trades():
 
 
 def test_der_is_on_for_single_step_attacks_alone():
-    assert set(DER_DEFAULTS) == set(SINGLE_STEP)
+    assert set(DER_WEIGHTS) == set(SINGLE_STEP)
     for attack in SINGLE_STEP:
         assert cifar(attack=attack).der_weight > 0
     assert cifar(attack="pgd").der_weight == 0
