@@ -75,8 +75,8 @@ class TrainingBatch:
         """``[B, H, W, C]``, where the (first run of the) attack started."""
         if not isinstance(self.attack, GradientAttack):
             raise ValueError(
-                "DeltaEnergy with reference='start' and AbnormalExamples need an attack with a "
-                f"start, such as rs_fgsm or pgd; received {self.attack!r}"
+                "DeltaEnergy (unless with reference='natural' or 'interior') and AbnormalExamples "
+                f"need an attack with a start, such as rs_fgsm or pgd; received {self.attack!r}"
             )
         seed = self.attack.seed_of_run(self.seed, 0)
         return tf.stop_gradient(self.attack.start(self.x, seed))
