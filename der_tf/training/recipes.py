@@ -185,10 +185,11 @@ DATASETS = _table(
     other={"model": "preact_resnet18", "epsilon": EPSILON},
 )
 
-# Weight of DER by attack. Form and weight are the cheapest that held at 16/255 (10,000 images,
-# width 16), chosen by validation PGD accuracy with `der-tf reproduce catastrophic-overfitting
-# --scale small`; figures in docs/results.md. Multi-step training has no row: it does not collapse.
-# Nor has a run with another regularizer a weight: it is there to be compared with.
+# Weight of DER by attack. Form and weight are the cheapest of those tried at 16/255 that held, on
+# three seeds with N-FGSM, on two of three with RS-FGSM (10,000 images, width 16, judged by PGD on
+# validation images with `der-tf reproduce catastrophic-overfitting --scale small`; figures in
+# docs/results.md). Multi-step training has no row: it does not collapse. Nor has a run with another
+# regularizer a weight: it is there to be compared with.
 DER_WEIGHTS = MappingProxyType({"rs_fgsm": 10.0, "n_fgsm": 10.0, "fgsm": 10.0})
 
 
