@@ -19,7 +19,12 @@ _RUN = Group("Run", sort_key=6)
 
 
 def _option(group: Group, help: str) -> Parameter:
-    return Parameter(group=group, help=help)
+    # The help says the default in words: most depend on the recipe or the data set.
+    return Parameter(group=group, help=help, show_default=False)
+
+
+def _flag(group: Group, help: str) -> Parameter:
+    return Parameter(group=group, help=help, show_default=False, negative="")
 
 
 @Parameter(name="*")
@@ -143,10 +148,9 @@ class TrainOptions:
     ] = None
     der_detached: Annotated[
         bool | None,
-        Parameter(
-            group=_LOSS,
-            help="Hold the reference's logits constant: no gradient through its pass. Default: no.",
-            negative="",
+        _flag(
+            _LOSS,
+            "Hold the reference's logits constant: no gradient through its pass. Default: no.",
         ),
     ] = None
     der_marginal: Annotated[
@@ -184,11 +188,10 @@ class TrainOptions:
     ] = None
     aaer_full_gradient: Annotated[
         bool | None,
-        Parameter(
-            group=_LOSS,
-            help="Gradients of AAER through both passes and the loss variation, as in its "
+        _flag(
+            _LOSS,
+            "Gradients of AAER through both passes and the loss variation, as in its "
             "equation. Default: no: through the logits of x* alone, as in its authors' code.",
-            negative="",
         ),
     ] = None
     aaer_warmup_epochs: Annotated[
@@ -303,9 +306,7 @@ class TrainOptions:
     ] = None
     mixed_precision: Annotated[
         bool | None,
-        Parameter(
-            group=_NETWORK, help="Compute in float16 with loss scaling. Default: no.", negative=""
-        ),
+        _flag(_NETWORK, "Compute in float16 with loss scaling. Default: no."),
     ] = None
     steps_per_execution: Annotated[
         Count | None,
@@ -357,47 +358,35 @@ class TrainOptions:
     ] = None
     no_resume: Annotated[
         bool,
-        Parameter(
-            group=_RUN,
-            help="Set a run in --run-dir aside and start anew. Default: go on with it.",
-            negative="",
-            show_default=False,
+        _flag(
+            _RUN,
+            "Set a run in --run-dir aside and start anew. Default: go on with it.",
         ),
     ] = False
     checkpoint_minutes: Annotated[
         NotNegative,
-        Parameter(
-            group=_RUN,
-            help="Save within an epoch after so many minutes; 0: at its end only. Default: 10.",
-            show_default=False,
+        _option(
+            _RUN, "Save within an epoch after so many minutes; 0: at its end only. Default: 10."
         ),
     ] = 10.0
     export_dir: Annotated[
         Path,
-        Parameter(
-            group=_RUN,
-            help="Folder that gets NAME/VERSION. Default: saved_models.",
-            show_default=False,
-        ),
+        _option(_RUN, "Folder that gets NAME/VERSION. Default: saved_models."),
     ] = Path("saved_models")
     model_name: Annotated[
         str | None, _option(_RUN, "Name of the exported model. Default: DATASET-ATTACK.")
     ] = None
     no_export: Annotated[
         bool,
-        Parameter(
-            group=_RUN,
-            help="Write no SavedModel. Default: write one.",
-            negative="",
-            show_default=False,
+        _flag(
+            _RUN,
+            "Write no SavedModel. Default: write one.",
         ),
     ] = False
     debug: Annotated[
         bool,
-        Parameter(
-            group=_RUN,
-            help="Show TensorFlow's messages, and the traceback of an error. Default: no.",
-            negative="",
-            show_default=False,
+        _flag(
+            _RUN,
+            "Show TensorFlow's messages, and the traceback of an error. Default: no.",
         ),
     ] = False
