@@ -30,12 +30,15 @@ import numpy as np
 import pages
 from own_process import measured_by
 
+from der_tf.files import write_text
+
 RESULTS = Path(__file__).parent / "results" / "attacks.json"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 OURS, FLOOR = "der_tf", "floor"
 LINF = ("apgd_ce", "apgd_t", "fab_t", "square", "auto_attack")
 CW = "cw"
 SETTINGS = (
+    "dataset",
     "num_examples",
     "batch_size",
     "epsilon",
@@ -294,17 +297,18 @@ def table(runs: list[dict]) -> str:
 def keep(options, run: dict) -> list[dict]:
     """Put a run into the file, in the place of an earlier one, and return all that it holds."""
     about = {"machine": {"cores": os.cpu_count()}, "model": Path(options.model).name}
-    about |= {"dataset": options.dataset}
     about |= {name: getattr(options, name) for name in SETTINGS}
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    same = {name: value for name, value in kept.items() if name != "runs"} == about
-    runs = {(other["attack"], other["threads"]): other for other in kept["runs"]} if same else {}
-    runs[run["attack"], run["threads"]] = run
-    ordered = sorted(runs, key=lambda of: ((*LINF, CW).index(of[0]), of[1]))
-    RESULTS.parent.mkdir(exist_ok=True)
-    found = [runs[of] for of in ordered]
-    RESULTS.write_text(json.dumps({**about, "runs": found}, indent=1) + "\n")
-    return found
+    runs = kept.pop("runs", [])
+    if kept != about:
+        runs = []
+
+    def place(run: dict) -> tuple[int, int]:
+        return (*LINF, CW).index(run["attack"]), run["threads"]
+
+    runs = sorted([run, *(other for other in runs if place(other) != place(run))], key=place)
+    write_text(RESULTS, json.dumps({**about, "runs": runs}, indent=1) + "\n")
+    return runs
 
 
 def main() -> None:

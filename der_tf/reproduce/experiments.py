@@ -139,24 +139,26 @@ def arguments(options: Options) -> list[str]:
 # Lambda of GradAlign by radius, its authors' values for CIFAR-10; they end at 16/255.
 GRAD_ALIGN = {8: 0.2, 16: 2.0}
 
+# The form of DER in the paper, which is not our default.
+PAPER = {"der_penalty": "squared", "der_reference": "natural"}
+
 
 def _catastrophic(level: int, epochs: int) -> dict[str, Options]:
     """Single-step training with each cure, and multi-step training to compare with."""
     grad_align = GRAD_ALIGN.get(level, GRAD_ALIGN[16])
     n_fgsm = {"attack": "n_fgsm"}
-    paper = {"der_penalty": "squared", "der_reference": "natural"}
     return {
         "none": {"der_weight": 0},
         "der": {},
         "der-natural": {"der_weight": 5.0, "der_reference": "natural"},
         "der-squared": {"der_penalty": "squared"},
-        "der-paper": {**paper, "der_weight": 10.0},
+        "der-paper": {**PAPER, "der_weight": 10.0},
         "n-fgsm": {**n_fgsm, "der_weight": 0},
         "n-fgsm-der": n_fgsm,
         "n-fgsm-der-natural": {**n_fgsm, "der_weight": 5.0, "der_reference": "natural"},
         "n-fgsm-der-squared": {**n_fgsm, "der_penalty": "squared"},
-        "n-fgsm-der-paper-5": {**n_fgsm, **paper, "der_weight": 5.0},
-        "n-fgsm-der-paper-20": {**n_fgsm, **paper, "der_weight": 20.0},
+        "n-fgsm-der-paper-5": {**n_fgsm, **PAPER, "der_weight": 5.0},
+        "n-fgsm-der-paper-20": {**n_fgsm, **PAPER, "der_weight": 20.0},
         "grad-align": {
             "recipe": "grad_align",
             "attack": "fgsm",
@@ -184,9 +186,8 @@ def _robust(level: int, epochs: int) -> dict[str, Options]:
 
 def _ablation(level: int, epochs: int) -> dict[str, Options]:
     """DER in every form, one thing changed at a time from the paper's at weight 10."""
-    paper = {"der_penalty": "squared", "der_reference": "natural"}
     weights = {
-        f"weight-{weight}": {**paper, "der_weight": float(weight)} for weight in (1, 3, 10, 30, 100)
+        f"weight-{weight}": {**PAPER, "der_weight": float(weight)} for weight in (1, 3, 10, 30, 100)
     }
     forms: dict[str, Options] = {
         "absolute": {"der_penalty": "absolute"},
@@ -207,7 +208,7 @@ def _ablation(level: int, epochs: int) -> dict[str, Options]:
         },
         "warm-up": {"der_warmup_epochs": epochs / 2},
     }
-    tens = {name: {**paper, "der_weight": 10.0, **options} for name, options in forms.items()}
+    tens = {name: {**PAPER, "der_weight": 10.0, **options} for name, options in forms.items()}
     return {"none": {"der_weight": 0}, **weights, **tens}
 
 
