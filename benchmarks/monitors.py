@@ -19,7 +19,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results" / "monitors.json"
 IMAGES_PROBED = 64  # GUARD_IMAGES of der_tf/training/run.py
-VARIANTS = {"rs_fgsm": 0.0, "rs_fgsm + DER": 10.0, "pgd": 0.0}
+VARIANTS = {"rs_fgsm": 0.0, "rs_fgsm + DER, natural": 10.0, "pgd": 0.0}
 
 
 def measure(variant: str, width: int, train_size: int, batch_size: int, rounds: int) -> dict:

@@ -64,6 +64,7 @@ def section(report: dict) -> str:
 
 
 # Rows of the full scale whose training step was timed: experiment, row, name in the benchmark.
+# Multi-step attacks share no pass with the start: it costs what the natural image does.
 MEASURED_STEPS = (
     ("catastrophic-overfitting", "none-8", "rs_fgsm"),
     ("catastrophic-overfitting", "der-paper-8", "rs_fgsm + DER, natural"),
