@@ -80,7 +80,7 @@ class DeltaEnergy(Regularizer):
         marginal: weight of the delta marginal energy. Default 0.
         joint: weight of the delta joint energy. Default 1.
         penalty: rho: ``"squared"``, ``"absolute"``, ``"huber"`` (quadratic to 1), ``"hinge"``
-            (max(0, dE)), ``"squared_hinge"``, or ``"squared_plus_hinge"`` (default):
+            (max(0, dE), default), ``"squared_hinge"``, or ``"squared_plus_hinge"``:
             dE^2 + max(0, dE).
         reference: what x* is compared with. ``"natural"``: x. ``"start"`` (default): the attack's
             noisy start, which single-step attacks in training mode have passed through the
@@ -96,7 +96,7 @@ class DeltaEnergy(Regularizer):
     weight: float = dataclasses.field(kw_only=False)
     marginal: float = 0.0
     joint: float = 1.0
-    penalty: str = "squared_plus_hinge"
+    penalty: str = "hinge"
     reference: str = "start"
     reference_gradient: bool = True
     warmup_steps: int = 0

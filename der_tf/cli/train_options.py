@@ -136,7 +136,7 @@ class TrainOptions:
     der_penalty: Annotated[
         Literal["squared", "absolute", "huber", "hinge", "squared_hinge", "squared_plus_hinge"]
         | None,
-        _option(_LOSS, "Penalty on a delta energy. Default: squared_plus_hinge."),
+        _option(_LOSS, "Penalty on a delta energy. Default: hinge."),
     ] = None
     der_reference: Annotated[
         Literal["natural", "start", "interior"] | None,

@@ -128,8 +128,10 @@ def arguments(options: Options) -> list[str]:
     for name, value in options.items():
         if value is True:
             typed.append(option(name))
-        elif name == "epsilon":
+        elif name in ("epsilon", "step_size"):
             typed.append(f"{option(name)}={round(value * 255)}/255")
+        elif isinstance(value, tuple):
+            typed += [option(name), *(f"{part:g}" for part in value)]
         else:
             text = f"{value:g}" if isinstance(value, float) else value
             typed.append(f"{option(name)}={text}")
@@ -147,16 +149,21 @@ def _catastrophic(level: int, epochs: int) -> dict[str, Options]:
     """Single-step training with each cure, and multi-step training to compare with."""
     grad_align = GRAD_ALIGN.get(level, GRAD_ALIGN[16])
     n_fgsm = {"attack": "n_fgsm"}
+    both_sides = {"der_penalty": "squared_plus_hinge", "der_weight": 10.0}
+    both_sides_natural = {**both_sides, "der_weight": 5.0, "der_reference": "natural"}
+    squared = {"der_penalty": "squared", "der_weight": 10.0}
     return {
         "none": {"der_weight": 0},
         "der": {},
-        "der-natural": {"der_weight": 5.0, "der_reference": "natural"},
-        "der-squared": {"der_penalty": "squared"},
+        "der-squared-plus-hinge": both_sides,
+        "der-squared-plus-hinge-natural": both_sides_natural,
+        "der-squared": squared,
         "der-paper": {**PAPER, "der_weight": 10.0},
         "n-fgsm": {**n_fgsm, "der_weight": 0},
         "n-fgsm-der": n_fgsm,
-        "n-fgsm-der-natural": {**n_fgsm, "der_weight": 5.0, "der_reference": "natural"},
-        "n-fgsm-der-squared": {**n_fgsm, "der_penalty": "squared"},
+        "n-fgsm-der-squared-plus-hinge": {**n_fgsm, **both_sides},
+        "n-fgsm-der-squared-plus-hinge-natural": {**n_fgsm, **both_sides_natural},
+        "n-fgsm-der-squared": {**n_fgsm, **squared},
         "n-fgsm-der-paper-5": {**n_fgsm, **PAPER, "der_weight": 5.0},
         "n-fgsm-der-paper-20": {**n_fgsm, **PAPER, "der_weight": 20.0},
         "grad-align": {
@@ -173,14 +180,16 @@ def _robust(level: int, epochs: int) -> dict[str, Options]:
     """Multi-step training with each cure, far beyond the first decay of the learning rate."""
     return {
         "none": {},
-        "der-1": {"der_weight": 1.0},
-        "der-10": {"der_weight": 10.0},
+        # Here the delta energies run away on the negative side, which a hinge does not see.
+        "der-3": {**PAPER, "der_weight": 3.0},
+        "der-10": {**PAPER, "der_weight": 10.0},
         "awp": {"awp_gamma": 0.005},
         "ema": {"ema": 0.99},
         # The averages begin where the learning rate first decays.
         "swa": {"swa_start": epochs // 2 + 1},
         "early-stopping": {"early_stopping": max(1, epochs // 10)},
-        "weat": {"recipe": "weat", "attack": "trades"},
+        # On the schedule of the others: its decay is where robust overfitting begins.
+        "weat": {"recipe": "weat", "attack": "trades", "schedule": "piecewise"},
     }
 
 
@@ -280,11 +289,18 @@ EXPERIMENTS = {
                 Scale(
                     options={
                         **_MULTI_STEP,
-                        "steps": 5,
+                        # Few images are learned by heart within minutes: 95 % of them are robust
+                        # in the end. With 1,000 images nothing overfitted in 80 epochs.
+                        "steps": 3,
+                        "step_size": 4 / 255,
+                        "attack_batch_norm": "inference",
                         "width": 16,
-                        "limit_train": 2000,
-                        "batch_size": 64,
-                        "epochs": 60,
+                        "limit_train": 300,
+                        "validation_size": 200,
+                        "validation_steps": 3,
+                        "batch_size": 16,
+                        "epochs": 240,
+                        "milestones": (0.4, 0.9),
                     },
                     levels=(8,),
                     seeds=3,
