@@ -149,20 +149,20 @@ def _catastrophic(level: int, epochs: int) -> dict[str, Options]:
     """Single-step training with each cure, and multi-step training to compare with."""
     grad_align = GRAD_ALIGN.get(level, GRAD_ALIGN[16])
     n_fgsm = {"attack": "n_fgsm"}
-    both_sides = {"der_penalty": "squared_plus_hinge", "der_weight": 10.0}
-    both_sides_natural = {**both_sides, "der_weight": 5.0, "der_reference": "natural"}
+    square_and_hinge = {"der_penalty": "squared_plus_hinge", "der_weight": 10.0}
+    square_and_hinge_natural = {**square_and_hinge, "der_weight": 5.0, "der_reference": "natural"}
     squared = {"der_penalty": "squared", "der_weight": 10.0}
     return {
         "none": {"der_weight": 0},
         "der": {},
-        "der-squared-plus-hinge": both_sides,
-        "der-squared-plus-hinge-natural": both_sides_natural,
+        "der-squared-plus-hinge": square_and_hinge,
+        "der-squared-plus-hinge-natural": square_and_hinge_natural,
         "der-squared": squared,
         "der-paper": {**PAPER, "der_weight": 10.0},
         "n-fgsm": {**n_fgsm, "der_weight": 0},
         "n-fgsm-der": n_fgsm,
-        "n-fgsm-der-squared-plus-hinge": {**n_fgsm, **both_sides},
-        "n-fgsm-der-squared-plus-hinge-natural": {**n_fgsm, **both_sides_natural},
+        "n-fgsm-der-squared-plus-hinge": {**n_fgsm, **square_and_hinge},
+        "n-fgsm-der-squared-plus-hinge-natural": {**n_fgsm, **square_and_hinge_natural},
         "n-fgsm-der-squared": {**n_fgsm, **squared},
         "n-fgsm-der-paper-5": {**n_fgsm, **PAPER, "der_weight": 5.0},
         "n-fgsm-der-paper-20": {**n_fgsm, **PAPER, "der_weight": 20.0},
@@ -185,7 +185,7 @@ def _robust(level: int, epochs: int) -> dict[str, Options]:
         "der-10": {**PAPER, "der_weight": 10.0},
         "awp": {"awp_gamma": 0.005},
         "ema": {"ema": 0.99},
-        # The averages begin where the learning rate first decays.
+        # The averages begin after the first decay of the learning rate.
         "swa": {"swa_start": epochs // 2 + 1},
         "early-stopping": {"early_stopping": max(1, epochs // 10)},
         # On the schedule of the others: its decay is where robust overfitting begins.
@@ -290,7 +290,7 @@ EXPERIMENTS = {
                     options={
                         **_MULTI_STEP,
                         # Few images are learned by heart within minutes: 95 % of them are robust
-                        # in the end. With 1,000 images nothing overfitted in 80 epochs.
+                        # in the end. 1,000 images were not in 80 epochs.
                         "steps": 3,
                         "step_size": 4 / 255,
                         "attack_batch_norm": "inference",

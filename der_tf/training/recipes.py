@@ -188,6 +188,7 @@ DATASETS = _table(
 # Weight of DER by attack. Form and weight are the cheapest of those tried at 16/255 that held, on
 # three seeds of three with RS-FGSM (10,000 images, width 16, judged by PGD on validation images
 # with `der-tf reproduce catastrophic-overfitting --scale small`; figures in docs/results.md).
+# N-FGSM and FGSM take the same form; on CIFAR-10 they have not been trained with it.
 # Multi-step training has no row: it does not collapse. Nor has a run with another regularizer a
 # weight: it is there to be compared with.
 DER_WEIGHTS = MappingProxyType({"rs_fgsm": 30.0, "n_fgsm": 30.0, "fgsm": 30.0})

@@ -8,7 +8,6 @@ import shutil
 import pytest
 
 from der_tf.cli import main
-from der_tf.training.recipes import DER_WEIGHTS
 
 
 class Page(html.parser.HTMLParser):
@@ -89,7 +88,7 @@ def test_numbers_in_the_table_are_those_of_the_files(analyzed):
     for name, result in (("clean", report["natural"]), ("pgd", report["attacks"]["pgd"])):
         assert cells[name][0].startswith(f"{100 * result['accuracy']:.2f} % (")
     # Configuration: what is always told, and what differs.
-    assert cells["der weight"] == [str(DER_WEIGHTS["rs_fgsm"]), "2.5"]
+    assert cells["der weight"] == ["30.0", "2.5"]
     assert cells["dataset"] == ["digits", "digits"]
     assert "width" not in cells
 
