@@ -40,10 +40,13 @@ class CatastrophicOverfittingGuard(Alarms):
       under a short PGD and q_t that under the training attack, both in inference mode.
     * **Reference** r_t, the robustness there is to lose: p of the first probe, then at every probe
       without an alarm r <- (r + p_t) / 2.
-    * **Alarm**, at a probe where robustness is lost to PGD alone, by more than chance explains:
+    * **Alarm**, at a probe where robustness is lost, to PGD alone, by more than chance explains:
 
           p_t < (1 - drop) r_t,    p_t < (1 - drop) q_t,
-          r_t - p_t >= 3 sqrt((r_t (1 - r_t) + p_t (1 - p_t)) / n).
+          q_t - p_t >= 3 sqrt((q_t (1 - q_t) + p_t (1 - p_t)) / n).
+
+      Chance is judged between the attacks, not against r_t: at a large radius a robust network is
+      right on a tenth of the images, and 64 of them cannot tell a tenth from nothing.
 
       One alarm a collapse: the next one is raised after a probe that found it over.
 
@@ -182,10 +185,10 @@ class CatastrophicOverfittingGuard(Alarms):
             self._robust_step.assign(self._step)
 
     def _is_alarm(self, robust: float, trained: float, reference: float) -> bool:
-        variance = reference * (1 - reference) + robust * (1 - robust)
+        variance = trained * (1 - trained) + robust * (1 - robust)
         chance = 3 * np.sqrt(variance / len(self._sample[1]))
         least = (1 - self._drop) * min(reference, trained)
-        return bool(robust < least and reference - robust >= chance)
+        return bool(robust < least and trained - robust >= chance)
 
     def _act(self, share: float, robust: float, trained: float, reference: float) -> None:
         robust_step = int(self._robust_step.numpy())
