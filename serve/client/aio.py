@@ -59,9 +59,16 @@ class AsyncClient(ClientBase):
             batch = Batch(self, self._metadata or await self.metadata(), signature, inputs)
         except ValueError:
             batch = Batch(self, await self.metadata(), signature, inputs)
-        responses = await self._send(batch, range(len(batch)))
-        again, version = batch.outdated(responses)
-        for index, response in zip(again, await self._send(batch, again, version), strict=True):
+        for attempt in range(1, self._max_attempts + 1):
+            responses = await self._send(batch, range(len(batch)))
+            again, version = batch.outdated(responses)
+            try:
+                answers = await self._send(batch, again, version)
+                break
+            except core.ServingError as error:
+                if error.code is not grpc.StatusCode.NOT_FOUND or attempt == self._max_attempts:
+                    raise
+        for index, response in zip(again, answers, strict=True):
             responses[index] = response
         return batch.join(responses)
 

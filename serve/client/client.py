@@ -27,7 +27,9 @@ class Client(ClientBase):
 
     Safe to share between threads. Inputs are checked against the server's own description of the
     model before they are sent (ValueError). Requests that fail with UNAVAILABLE or
-    RESOURCE_EXHAUSTED are sent again with exponential back-off and jitter; nothing else is.
+    RESOURCE_EXHAUSTED are sent again with exponential back-off and jitter. One version answers all
+    rows of a call: parts that an older one answered are asked again of the newer one, and the whole
+    call, should that be withdrawn meanwhile. Nothing else is sent twice.
 
     Args:
         target: ``host:port`` of the gRPC port, or any gRPC target (``dns:///name:8500`` spreads
@@ -40,7 +42,7 @@ class Client(ClientBase):
         batch_size: rows in one request at most; larger calls are cut (fewer rows where these would
             exceed 16 MB), sent ahead of each other and put together in order.
         max_in_flight: requests of one call under way at a time.
-        max_attempts: 1 (no retries) to 5.
+        max_attempts: 1 (no retries) to 5, of a request and of a call during which versions change.
         headers: sent with every request, such as ``{"authorization": "Bearer ..."}``.
 
     Raises:
@@ -120,9 +122,17 @@ class Client(ClientBase):
         except ValueError:
             # The model may have changed since its description was fetched.
             batch = Batch(self, self.metadata(), signature, inputs)
-        responses = self._send(batch, range(len(batch)))
-        again, version = batch.outdated(responses)
-        for index, response in zip(again, self._send(batch, again, version), strict=True):
+        for attempt in range(1, self._max_attempts + 1):
+            responses = self._send(batch, range(len(batch)))
+            again, version = batch.outdated(responses)
+            try:
+                answers = self._send(batch, again, version)
+                break
+            except core.ServingError as error:
+                # The version that took over is gone, or another address does not have it.
+                if error.code is not grpc.StatusCode.NOT_FOUND or attempt == self._max_attempts:
+                    raise
+        for index, response in zip(again, answers, strict=True):
             responses[index] = response
         return batch.join(responses)
 

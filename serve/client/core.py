@@ -114,6 +114,7 @@ class ClientBase:
         self.timeout = timeout
         self._batch_size = batch_size
         self._max_in_flight = max_in_flight
+        self._max_attempts = max_attempts
         tls = TLS() if tls is True else tls or None
         self._credentials = tls.credentials() if tls else None
         self._options = _channel_options(target, max_attempts, tls.server_name if tls else None)

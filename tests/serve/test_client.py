@@ -53,6 +53,7 @@ class Service(
         }
         self.version = 1
         self.next_versions = []  # of the next answers, before `version` again
+        self.withdrawn = set()  # versions that answer no request which names them
         self.failures = []  # codes the next requests fail with
         self.state = "AVAILABLE"
         self.delay = 0.0
@@ -91,7 +92,11 @@ class Service(
         with self.lock:
             self.under_way += 1
             self.most_under_way = max(self.most_under_way, self.under_way)
-            version = self.next_versions.pop(0) if self.next_versions else self.version
+            is_named = request.model_spec.HasField("version")
+            if is_named:
+                version = request.model_spec.version.value
+            else:
+                version = self.next_versions.pop(0) if self.next_versions else self.version
         time.sleep(self.delay)
         inputs = {name: tf.make_ndarray(proto) for name, proto in request.inputs.items()}
         self.sizes.append(len(next(iter(inputs.values()))))
@@ -99,8 +104,8 @@ class Service(
             self.under_way -= 1
         if "labels" in inputs and (inputs["labels"] < 0).any():
             context.abort(Code.INVALID_ARGUMENT, "labels: received -1, accepted are 0..9")
-        if request.model_spec.HasField("version"):
-            version = request.model_spec.version.value
+        if is_named and version in self.withdrawn:
+            context.abort(Code.NOT_FOUND, f"model m has no version {version}")
         response = predict_pb2.PredictResponse()
         response.model_spec.version.value = version
         for name, value in self.compute(request.model_spec.signature_name, inputs, version).items():
@@ -393,6 +398,27 @@ def test_one_version_answers_a_call_during_which_a_new_one_takes_over(service, k
         means = client.predict(batch)["means"]
     np.testing.assert_allclose(means, batch.mean((1, 2, 3)) + 10, rtol=1e-6)
     assert service.calls["Predict"] == 7
+
+
+def test_a_version_that_takes_over_and_is_withdrawn_fails_no_call(service, kind):
+    service.next_versions = [1, 2, 2]
+    service.withdrawn = {2}
+    batch = images(300)
+    with kind(service.target, "m", batch_size=100, max_in_flight=1) as client:
+        means = client.predict(batch)["means"]
+    np.testing.assert_allclose(means, batch.mean((1, 2, 3)), rtol=1e-6)
+
+
+def test_versions_that_never_agree_end_a_call(service, kind):
+    service.next_versions = [1, 2] * 2
+    service.withdrawn = {2}
+    options = {"batch_size": 100, "max_in_flight": 1, "max_attempts": 2}
+    with (
+        kind(service.target, "m", **options) as client,
+        pytest.raises(ServingError, match="NOT_FOUND: model m has no version 2"),
+    ):
+        client.predict(images(200))
+    assert service.next_versions == []
 
 
 def test_version_and_label_are_asked_for(service, kind):
