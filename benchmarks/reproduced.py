@@ -46,7 +46,7 @@ def compact(report: dict) -> str:
 
 
 def section(report: dict) -> str:
-    """Markdown: the command, the table, what was left out, and what each row trains."""
+    """Markdown: the table, then, folded, the command, what each row trains, what was left out."""
     measured = report["measured"]
     images = f"the first {measured['test_images']:,}" if measured["test_images"] else "all"
     names = ",".join(f"{row['cure']}-{row['level']}" for row in report["rows"])
@@ -54,12 +54,13 @@ def section(report: dict) -> str:
     left_out = ", ".join(f"`{name}`" for name in report["not_run"]) or "none"
     commands = "\n".join(f"    {row['command']} --seed=0" for row in report["rows"])
     return (
-        f"`der-tf reproduce {report['experiment']} --scale {report['scale']} --seeds {seeds} "
-        f"--only {names}` on {report['machine']}; {images} test images. Rows not run: "
-        f"{left_out}.\n\n"
+        f"`--scale {report['scale']}` on {report['machine']}; {images} test images.\n\n"
         f"{markdown(report)}\n"
-        "<details><summary>What each row trains</summary>\n\n"
-        f"{commands}\n\n</details>\n"
+        "<details><summary>The command, what each row trains, and the rows not run</summary>\n\n"
+        f"    der-tf reproduce {report['experiment']} --scale {report['scale']} --seeds {seeds} "
+        f"--only {names}\n\n"
+        f"{commands}\n\n"
+        f"Rows not run: {left_out}.\n\n</details>\n"
     )
 
 

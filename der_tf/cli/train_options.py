@@ -129,21 +129,24 @@ class TrainOptions:
         NotNegative | None,
         _option(
             _LOSS,
-            "Weight of the Delta Energy Regularizer; 0 turns it off. Default: 10 for rs_fgsm, "
+            "Weight of the Delta Energy Regularizer; 0 turns it off. Default: 30 for rs_fgsm, "
             "n_fgsm and fgsm; 0 for multi-step attacks and beside GradAlign or AAER.",
         ),
     ] = None
     der_penalty: Annotated[
         Literal["squared", "absolute", "huber", "hinge", "squared_hinge", "squared_plus_hinge"]
         | None,
-        _option(_LOSS, "Penalty on a delta energy. Default: hinge."),
+        _option(
+            _LOSS,
+            "Penalty on a delta energy. Default: hinge for rs_fgsm, n_fgsm and fgsm, else squared.",
+        ),
     ] = None
     der_reference: Annotated[
         Literal["natural", "start", "interior"] | None,
         _option(
             _LOSS,
             "Point that x* is compared with: x, the attack's start, or one between x and x*. "
-            "Default: start.",
+            "Default: start for rs_fgsm, n_fgsm and fgsm, else natural.",
         ),
     ] = None
     der_detached: Annotated[

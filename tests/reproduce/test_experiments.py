@@ -7,7 +7,7 @@ from der_tf.cli.train_options import TrainOptions
 from der_tf.reproduce.experiments import EXPERIMENTS, arguments
 from der_tf.reproduce.results import planned
 from der_tf.training import run
-from der_tf.training.recipes import DER_WEIGHTS
+from der_tf.training.recipes import DER
 
 SCALES = [
     pytest.param(experiment, scale, id=f"{experiment.name}-{name}")
@@ -47,8 +47,8 @@ def test_the_cures_of_catastrophic_overfitting_are_what_they_are_called():
     rows = experiment.rows(experiment.scales["full"])
     configs = {row.name: row.configuration(0) for row in rows}
     assert run.regularizers(configs["none-16"], 1) == []
-    assert configs["der-16"].der_weight == DER_WEIGHTS["rs_fgsm"]
-    assert configs["n-fgsm-der-8"].der_weight == DER_WEIGHTS["n_fgsm"]
+    assert configs["der-16"].der_weight == DER["rs_fgsm"]["der_weight"]
+    assert configs["n-fgsm-der-8"].der_weight == DER["n_fgsm"]["der_weight"]
     assert configs["grad-align-8"].grad_align_weight == 0.2
     assert configs["grad-align-16"].grad_align_weight == 2.0
     assert configs["pgd-5-16"].schedule == configs["none-16"].schedule == "cyclic"

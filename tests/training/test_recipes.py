@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from der_tf.regularizers import AbnormalExamples, GradAlign
+from der_tf.regularizers import AbnormalExamples, DeltaEnergy, GradAlign
 from der_tf.training import run
-from der_tf.training.recipes import DER_WEIGHTS, RECIPES, SINGLE_STEP, Configuration, resolve
+from der_tf.training.recipes import DER, RECIPES, SINGLE_STEP, Configuration, resolve
 
 
 def cifar(**given):
@@ -54,7 +54,7 @@ def test_weat_weights_trades():
 
 
 def test_der_is_on_for_single_step_attacks_alone():
-    assert set(DER_WEIGHTS) == set(SINGLE_STEP)
+    assert set(DER) == {*SINGLE_STEP, "other"}
     for attack in SINGLE_STEP:
         assert cifar(attack=attack).der_weight > 0
     assert cifar(attack="pgd").der_weight == 0
@@ -66,6 +66,15 @@ def test_der_of_a_run_is_what_its_options_say():
     config = cifar(attack="pgd", der_weight=2.0, der_penalty="huber", der_warmup_epochs=1.5)
     (regularizer,) = run.regularizers(config, steps_per_epoch=10)
     assert (regularizer.weight, regularizer.penalty, regularizer.warmup_steps) == (2, "huber", 15)
+
+
+def test_der_turned_on_by_its_weight_alone_has_the_form_that_suits_the_attack():
+    forms = {
+        attack: run.regularizers(cifar(attack=attack, der_weight=3.0), 10)[0]
+        for attack in ("n_fgsm", "pgd")
+    }
+    assert forms["n_fgsm"] == DeltaEnergy(3.0, penalty="hinge", reference="start")
+    assert forms["pgd"] == DeltaEnergy(3.0, penalty="squared", reference="natural")
 
 
 def test_the_baselines_have_their_own_regularizer_and_no_der():
