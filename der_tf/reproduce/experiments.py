@@ -180,9 +180,10 @@ def _robust(level: int, epochs: int) -> dict[str, Options]:
     """Multi-step training with each cure, far beyond the first decay of the learning rate."""
     return {
         "none": {},
-        # Here the delta energies run away on the negative side, which a hinge does not see.
-        "der-3": {**PAPER, "der_weight": 3.0},
-        "der-10": {**PAPER, "der_weight": 10.0},
+        "der-3": {"der_weight": 3.0},
+        "der-10": {"der_weight": 10.0},
+        "der-30": {"der_weight": 30.0},
+        "der-30-both": {"der_weight": 30.0, "der_marginal": 1.0},
         "awp": {"awp_gamma": 0.005},
         "ema": {"ema": 0.99},
         # The averages begin after the first decay of the learning rate.
