@@ -18,8 +18,10 @@ PANELS = 3  # side by side
 def energy_and_error(runs: Sequence[Run]) -> Figure:
     """The mean dE(x) of training samples and the robust validation error, a panel a run.
 
-    Both axes have one scale over the runs. Where energies.csv has single samples' quantiles, the
-    band is the middle half of them; older runs show metrics.csv's mean over training batches.
+    Both axes have one scale over the runs, without the first twentieth of the epochs: an untrained
+    network's delta energies can be a hundred times those to come. Where energies.csv has single
+    samples' quantiles, the band is the middle half of them; older runs show metrics.csv's mean over
+    training batches.
     """
     columns = min(len(runs), PANELS)
     rows = -(-len(runs) // columns)
@@ -28,6 +30,8 @@ def energy_and_error(runs: Sequence[Run]) -> Figure:
     for spare in panels[len(runs) :]:
         spare.set_axis_off()
     named: dict[Any, Any] = {}
+    errors = [100 * (1 - run.curve("val_robust_accuracy")) for run in runs]
+    drawn: list[Any] = []
     for place, (run, left) in enumerate(zip(runs, panels, strict=False)):
         curve = run.energy_curve("delta_marginal_energy_mean")
         if curve is not None:
@@ -42,20 +46,22 @@ def energy_and_error(runs: Sequence[Run]) -> Figure:
                 lw=0,
                 label="middle half of dE(x)",
             )
+            drawn += [low, high]
         else:
             curve = run.epochs, run.curve("delta_marginal_energy")
+        drawn.append(curve[1])
         left.plot(*curve, color=figures.BLUE, marker=_marker(curve[0]), label="mean dE(x)")
         left.axhline(0, color="grey", lw=0.6)
         right = left.twinx()
         right.plot(
             run.epochs,
-            100 * (1 - run.curve("val_robust_accuracy")),
+            errors[place],
             color=figures.VERMILLION,
             ls="--",
             marker=_marker(run.epochs),
             label="robust validation error (PGD)",
         )
-        right.set_ylim(-3, 103)
+        right.set_ylim(_scale(errors))
         best = right.axvline(run.epochs[run.best], color="grey", ls=":", lw=1, label="best epoch")
         last_column = place % columns == columns - 1 or place == len(runs) - 1
         left.set(xlabel="epoch", title=run.name)
@@ -67,9 +73,18 @@ def energy_and_error(runs: Sequence[Run]) -> Figure:
             right.set_ylabel("robust validation error (%)", color=figures.VERMILLION)
         for handle in (*left.get_legend_handles_labels()[0], right.lines[0], best):
             named[handle.get_label()] = handle
+    panels[0].set_ylim(_scale([[0.0], *drawn]))
     panels[0].xaxis.get_major_locator().set_params(integer=True)
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4)
     return figure
+
+
+def _scale(curves: Sequence[Any]) -> tuple[float, float]:
+    """Limits that hold the curves but for the first twentieth of each, with a margin."""
+    values = np.concatenate([np.asarray(curve)[len(curve) // 20 :] for curve in curves])
+    low, high = np.nanmin(values), np.nanmax(values)
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin
 
 
 @figures.style()
