@@ -71,7 +71,7 @@ MEASURED_STEPS = (
     ("catastrophic-overfitting", "der-paper-8", "rs_fgsm + DER, natural"),
     ("catastrophic-overfitting", "der-8", "rs_fgsm + DER, start on one tape"),
     ("robust-overfitting", "none-8", "pgd-10"),
-    ("robust-overfitting", "der-3-8", "pgd-10 + DER, natural"),
+    ("robust-overfitting", "der-30-8", "pgd-10 + DER, natural"),
 )
 TRAINING_IMAGES = 49_000  # of CIFAR-10, beside 1,000 to validate on
 

@@ -72,8 +72,9 @@ class DeltaEnergy(Regularizer):
     """DER, the Delta Energy Regularizer (Mirza et al., arXiv 2505.22486).
 
     weight (marginal rho(dE(x)) + joint rho(dE(x, y))) for each sample, where dE is the energy at
-    the reference point minus the energy at x*. The paper's form is ``penalty="squared",
-    reference="natural"``; the defaults are what our measurements ended with (docs/results.md).
+    the reference point minus the energy at x*. The defaults are what our measurements ended with
+    for single-step attacks (docs/results.md). The paper's form, ``penalty="squared",
+    reference="natural"``, is the one for multi-step attacks.
 
     Args:
         weight: beta, the weight of the whole penalty.
