@@ -195,31 +195,32 @@ def _robust(level: int, epochs: int) -> dict[str, Options]:
 
 
 def _ablation(level: int, epochs: int) -> dict[str, Options]:
-    """DER in every form, one thing changed at a time from the paper's at weight 10."""
-    weights = {
-        f"weight-{weight}": {**PAPER, "der_weight": float(weight)} for weight in (1, 3, 10, 30, 100)
-    }
-    forms: dict[str, Options] = {
+    """DER in every form: one thing changed at a time from the default, then from the paper's."""
+    paper = {**PAPER, "der_weight": 10.0}
+    return {
+        "none": {"der_weight": 0},
+        **{f"weight-{weight}": {"der_weight": float(weight)} for weight in (3, 10, 30, 100)},
         "absolute": {"der_penalty": "absolute"},
         "huber": {"der_penalty": "huber"},
-        "hinge": {"der_penalty": "hinge"},
+        "squared": {"der_penalty": "squared"},
         "squared-hinge": {"der_penalty": "squared_hinge"},
         "squared-plus-hinge": {"der_penalty": "squared_plus_hinge"},
         "marginal": {"der_marginal": 1.0, "der_joint": 0.0},
-        "both": {"der_marginal": 1.0, "der_joint": 1.0},
-        "start": {"der_reference": "start"},
+        "both": {"der_marginal": 1.0},
+        "natural": {"der_reference": "natural"},
         "interior": {"der_reference": "interior"},
-        "detached": {"der_detached": True},
-        # No pass more than the attack's own; the squared penalty diverges in this form.
-        "free": {
-            "der_reference": "start",
+        "warm-up": {"der_warmup_epochs": epochs / 2},
+        # No pass more than the attack's own.
+        "free": {"der_detached": True},
+        "free-squared-hinge": {
             "der_penalty": "squared_hinge",
+            "der_weight": 10.0,
             "der_detached": True,
         },
-        "warm-up": {"der_warmup_epochs": epochs / 2},
+        "paper": paper,
+        "paper-both": {**paper, "der_marginal": 1.0},
+        "paper-interior": {**paper, "der_reference": "interior"},
     }
-    tens = {name: {**PAPER, "der_weight": 10.0, **options} for name, options in forms.items()}
-    return {"none": {"der_weight": 0}, **weights, **tens}
 
 
 def _scales(*scales: Scale) -> Mapping[str, Scale]:

@@ -65,11 +65,11 @@ def test_only_selects_rows_by_name_and_pattern():
 
 def test_a_folder_with_a_run_of_other_settings_is_refused(tmp_path):
     experiment = EXPERIMENTS["der-ablation"]
-    before, now = experiment.rows(experiment.scales["small"], ["weight-1-8", "weight-3-8"])
+    before, now = experiment.rows(experiment.scales["small"], ["weight-3-8", "weight-10-8"])
     run_ = planned(before, 0, tmp_path)
     run_.directory.path.mkdir(parents=True)
     run_.directory.write_record(run_.config, [], ["a", "b"])
     assert planned(before, 0, tmp_path, data_dir="elsewhere").config.data_dir == "elsewhere"
     run_.directory.path.parent.rename(tmp_path / now.name)
-    with pytest.raises(ValueError, match=r"holds a run with der_weight 1.0, the table says 3.0"):
+    with pytest.raises(ValueError, match=r"holds a run with der_weight 3.0, the table says 10.0"):
         planned(now, 0, tmp_path)
