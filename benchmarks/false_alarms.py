@@ -36,9 +36,9 @@ def train(name: str, epsilon: float, seed: int, epochs: int) -> dict:
     probes: list[float] = []
 
     class Counting(CatastrophicOverfittingGuard):
-        def _is_alarm(self, robust: float, trained: float, reference: float) -> bool:
+        def _is_alarm(self, robust: float, *others: float) -> bool:
             probes.append(robust)
-            return super()._is_alarm(robust, trained, reference)
+            return super()._is_alarm(robust, *others)
 
     sample = digits.training_sample(64)
     guard = Counting(sample, probe_every=PROBE_EVERY, look_every=5, write=alarms.append)
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--attacks", nargs="+", default=["fgsm", "rs_fgsm"])
-    parser.add_argument("--epsilons", type=float, nargs="+", default=[0.1, 0.2])
+    parser.add_argument("--epsilons", type=float, nargs="+", default=[0.1, 0.2, 0.3])
     options = parser.parse_args()
     runs = []
     for name in options.attacks:

@@ -42,11 +42,12 @@ class CatastrophicOverfittingGuard(Alarms):
       without an alarm r <- (r + p_t) / 2.
     * **Alarm**, at a probe where robustness is lost, to PGD alone, by more than chance explains:
 
-          p_t < (1 - drop) r_t,    p_t < (1 - drop) q_t,
-          q_t - p_t >= 3 sqrt((q_t (1 - q_t) + p_t (1 - p_t)) / n).
+          p_t < (1 - drop) r_t,    p_t < (1 - drop) q_t,    and one of
+          r_t - p_t >= 3 sqrt((r_t (1 - r_t) + p_t (1 - p_t)) / n),
+          q_t - p_t >= 3 sqrt((q_t (1 - q_t) + p_t (1 - p_t)) / n)  with  a_t >= abnormal.
 
-      Chance is judged between the attacks, not against r_t: at a large radius a robust network is
-      right on a tenth of the images, and 64 of them cannot tell a tenth from nothing.
+      The last line is for large radii, where a robust network is right on a tenth of the images,
+      and n cannot tell a tenth from nothing: the share of abnormal samples has to confirm it.
 
       One alarm a collapse: the next one is raised after a probe that found it over.
 
@@ -171,7 +172,7 @@ class CatastrophicOverfittingGuard(Alarms):
         if not np.isnan(share):
             self._abnormal_before.assign(share)
         reference = float(self._reference.numpy())
-        if reference >= 0 and self._is_alarm(robust, trained, reference):
+        if reference >= 0 and self._is_alarm(robust, trained, reference, share):
             if not self._is_lost.numpy():
                 self._is_lost.assign(True)
                 self._act(share, robust, trained, reference)
@@ -184,11 +185,15 @@ class CatastrophicOverfittingGuard(Alarms):
                 kept.assign(keras.ops.convert_to_numpy(variable))
             self._robust_step.assign(self._step)
 
-    def _is_alarm(self, robust: float, trained: float, reference: float) -> bool:
-        variance = trained * (1 - trained) + robust * (1 - robust)
-        chance = 3 * np.sqrt(variance / len(self._sample[1]))
-        least = (1 - self._drop) * min(reference, trained)
-        return bool(robust < least and trained - robust >= chance)
+    def _is_alarm(self, robust: float, trained: float, reference: float, share: float) -> bool:
+        if robust >= (1 - self._drop) * min(reference, trained):
+            return False
+
+        def exceeds_chance(before: float) -> bool:
+            variance = before * (1 - before) + robust * (1 - robust)
+            return bool(before - robust >= 3 * np.sqrt(variance / len(self._sample[1])))
+
+        return exceeds_chance(reference) or (exceeds_chance(trained) and share >= self._abnormal)
 
     def _act(self, share: float, robust: float, trained: float, reference: float) -> None:
         robust_step = int(self._robust_step.numpy())

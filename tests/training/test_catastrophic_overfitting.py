@@ -181,19 +181,22 @@ def test_a_training_that_stays_robust_raises_no_alarm(digits, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("robust", "trained", "reference", "expected"),
+    ("robust", "trained", "reference", "share", "expected"),
     [
-        (0.02, 0.6, 0.3, True),
-        (0.16, 0.6, 0.3, False),  # less than half is lost
-        (0.0, 0.0, 0.3, False),  # the training attack's accuracy is gone, too
-        (0.05, 0.2, 0.3, False),  # 3 of 64 images, and 13: chance
-        (0.0, 0.5, 0.1, True),  # all that there was at a large radius
-        (0.2, 0.9, 0.45, True),
+        (0.02, 0.6, 0.3, 0.0, True),
+        (0.16, 0.6, 0.3, 0.6, False),  # less than half is lost
+        (0.0, 0.0, 0.3, 0.6, False),  # the training attack's accuracy is gone, too
+        (0.0, 0.5, 0.1, 0.6, True),  # all that there was at a large radius
+        (0.0, 0.5, 0.1, 0.1, False),  # no share of abnormal samples confirms it
+        (0.0, 0.5, 0.1, float("nan"), False),  # nor was one measured
+        (0.05, 0.2, 0.1, 0.6, False),  # 3 of 64 images, and 13: chance
+        (0.2, 0.9, 0.45, 0.0, True),
     ],
 )
-def test_the_rule_of_an_alarm(robust, trained, reference, expected):
+def test_the_rule_of_an_alarm(robust, trained, reference, share, expected):
     images = np.zeros((64, 8, 8, 1), np.float32), np.zeros(64, np.int32)
-    assert CatastrophicOverfittingGuard(images)._is_alarm(robust, trained, reference) is expected
+    guard = CatastrophicOverfittingGuard(images)
+    assert guard._is_alarm(robust, trained, reference, share) is expected
 
 
 def test_probes_are_as_frequent_as_they_are_cheap():
