@@ -184,6 +184,7 @@ def test_a_training_that_stays_robust_raises_no_alarm(digits, tmp_path):
     ("robust", "trained", "reference", "share", "expected"),
     [
         (0.02, 0.6, 0.3, 0.0, True),
+        (0.14, 0.6, 0.3, 0.0, False),  # less than chance explains, and nothing confirms it
         (0.16, 0.6, 0.3, 0.6, False),  # less than half is lost
         (0.0, 0.0, 0.3, 0.6, False),  # the training attack's accuracy is gone, too
         (0.0, 0.5, 0.1, 0.6, True),  # all that there was at a large radius
