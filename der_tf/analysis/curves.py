@@ -31,8 +31,9 @@ def energy_and_error(runs: Sequence[Run]) -> Figure:
         spare.set_axis_off()
     named: dict[Any, Any] = {}
     errors = [100 * (1 - run.curve("val_robust_accuracy")) for run in runs]
+    error_scale = _scale(errors)
     drawn: list[Any] = []
-    for place, (run, left) in enumerate(zip(runs, panels, strict=False)):
+    for place, (run, error, left) in enumerate(zip(runs, errors, panels, strict=False)):
         curve = run.energy_curve("delta_marginal_energy_mean")
         if curve is not None:
             _, low = run.energy_curve("delta_marginal_energy_q25")  # type: ignore[misc]
@@ -55,13 +56,13 @@ def energy_and_error(runs: Sequence[Run]) -> Figure:
         right = left.twinx()
         right.plot(
             run.epochs,
-            errors[place],
+            error,
             color=figures.VERMILLION,
             ls="--",
             marker=_marker(run.epochs),
             label="robust validation error (PGD)",
         )
-        right.set_ylim(_scale(errors))
+        right.set_ylim(error_scale)
         best = right.axvline(run.epochs[run.best], color="grey", ls=":", lw=1, label="best epoch")
         last_column = place % columns == columns - 1 or place == len(runs) - 1
         left.set(xlabel="epoch", title=run.name)

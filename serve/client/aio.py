@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -59,14 +60,14 @@ class AsyncClient(ClientBase):
             batch = Batch(self, self._metadata or await self.metadata(), signature, inputs)
         except ValueError:
             batch = Batch(self, await self.metadata(), signature, inputs)
-        for attempt in range(1, self._max_attempts + 1):
+        for attempt in itertools.count(1):
             responses = await self._send(batch, range(len(batch)))
             again, version = batch.outdated(responses)
             try:
                 answers = await self._send(batch, again, version)
                 break
             except core.ServingError as error:
-                if error.code is not grpc.StatusCode.NOT_FOUND or attempt == self._max_attempts:
+                if not self._starts_over(error, attempt):
                     raise
         for index, response in zip(again, answers, strict=True):
             responses[index] = response

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -122,15 +123,14 @@ class Client(ClientBase):
         except ValueError:
             # The model may have changed since its description was fetched.
             batch = Batch(self, self.metadata(), signature, inputs)
-        for attempt in range(1, self._max_attempts + 1):
+        for attempt in itertools.count(1):
             responses = self._send(batch, range(len(batch)))
             again, version = batch.outdated(responses)
             try:
                 answers = self._send(batch, again, version)
                 break
             except core.ServingError as error:
-                # The version that took over is gone, or another address does not have it.
-                if error.code is not grpc.StatusCode.NOT_FOUND or attempt == self._max_attempts:
+                if not self._starts_over(error, attempt):
                     raise
         for index, response in zip(again, answers, strict=True):
             responses[index] = response

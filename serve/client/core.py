@@ -147,6 +147,13 @@ class ClientBase:
     def _status_request(self) -> Any:
         return messages.GetModelStatusRequest(model_spec=self._spec())
 
+    def _starts_over(self, error: ServingError, attempt: int) -> bool:
+        """Whether a call is sent again after parts asked of one version failed.
+
+        The version that took over is gone, or another address does not have it.
+        """
+        return error.code is grpc.StatusCode.NOT_FOUND and attempt < self._max_attempts
+
     def _note_version(self, version: int) -> None:
         """Forget the metadata of a version that no longer is the one that answers."""
         if self._metadata is not None and self._metadata.version != version:
