@@ -141,7 +141,7 @@ def arguments(options: Options) -> list[str]:
 # Lambda of GradAlign by radius, its authors' values for CIFAR-10; they end at 16/255.
 GRAD_ALIGN = {8: 0.2, 16: 2.0}
 
-# The form of DER in the paper, which is not our default.
+# The form of DER in the paper, which is not the default of single-step attacks.
 PAPER = {"der_penalty": "squared", "der_reference": "natural"}
 
 
