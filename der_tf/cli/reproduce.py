@@ -57,6 +57,12 @@ def reproduce(
         str | None,
         Parameter(help="Rows with commas between, also with *: none-16,der*-16. Default: all."),
     ] = None,
+    test_images: Annotated[
+        Count | None,
+        Parameter(
+            help="Test images that get PGD. Default: the scale's: 500, small 1,000, full all."
+        ),
+    ] = None,
     auto_attack_images: Annotated[
         Whole | None,
         Parameter(help="Test images that get AutoAttack. Default: the scale's: 0, full 1,000."),
@@ -79,9 +85,11 @@ def reproduce(
     and results.md hold the means and standard deviations over the seeds.
     """
     chosen = EXPERIMENTS[experiment]
-    size = chosen.scales[scale]
-    if auto_attack_images is not None:
-        size = dataclasses.replace(size, auto_attack_images=auto_attack_images)
+    asked = {"test_images": test_images, "auto_attack_images": auto_attack_images}
+    size = dataclasses.replace(
+        chosen.scales[scale],
+        **{name: images for name, images in asked.items() if images is not None},
+    )
     with preparing():
         rows = chosen.rows(size, [name for name in (only or "").split(",") if name])
         if list_rows:
