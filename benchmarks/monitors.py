@@ -81,7 +81,7 @@ def measure(variant: str, width: int, train_size: int, batch_size: int, rounds: 
     gradients = 2 * attack.gradients
     of_training = train_size * (gradients + 3 + (3 if weight else 0))
     of_record = 2 * images * (gradients + 20 + 6)
-    of_probes = steps_per_epoch / every * IMAGES_PROBED * (gradients + 12)
+    of_probes = steps_per_epoch / every * IMAGES_PROBED * (gradients + 13)
     return {
         "variant": variant,
         "images": images,

@@ -89,7 +89,7 @@ def _configuration(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     values = {name: [getattr(run.config, name) for run in runs] for name in names}
     differing = [name for name in names if any(v != values[name][0] for v in values[name])]
     return [
-        (name.replace("_", " "), [_value(name, value) for value in values[name]])
+        (name.replace("_", " "), [_value(run.config, name) for run in runs])
         for name in (*ALWAYS, *(name for name in differing if name not in ALWAYS))
     ]
 
@@ -131,7 +131,10 @@ def _test(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def _value(name: str, value: Any) -> str:
+def _value(config: Configuration, name: str) -> str:
+    value = getattr(config, name)
+    if name.startswith("der_") and name != "der_weight" and not config.der_weight:
+        return ""  # the run has not read it
     if name == "epsilon":
         return fraction(value)
     return "default" if value is None else str(value)

@@ -132,7 +132,7 @@ def read_run(path: Path, name: str | None = None) -> Run:
         what = "it has no config.json" if path.is_dir() else "there is no such folder"
         raise ValueError(f"analyze takes run directories of der-tf train; received {path}: {what}")
     metrics = read_metrics(directory.metrics)
-    if not metrics or not directory.best.exists():
+    if not metrics:
         raise ValueError(f"{path} has no finished epoch yet")
     return Run(
         name=name or path.resolve().name,

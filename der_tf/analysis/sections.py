@@ -107,7 +107,8 @@ def landscapes(
     chosen = np.argsort(~right, kind="stable")[:LANDSCAPES]
     x, y = images[chosen], labels[chosen]
     pictures = []
-    for run in runs:
+    with_networks, notes = _with_networks(runs, networks)
+    for run in with_networks:
         surfaces = {}
         for name, network in networks[run.name].items():
             say(f"{run.name}, {name}: loss around {len(x)} images ...")
@@ -128,6 +129,7 @@ def landscapes(
         "with a peak between them that PGD finds (Kim et al., Understanding Catastrophic "
         "Overfitting in Single-step Adversarial Training, 2021). The images are the first of those "
         "drawn that every network classifies rightly as they are.",
+        notes=notes,
     )
 
 
@@ -143,7 +145,8 @@ def energies(
 ) -> Section:
     """E(x) and E(x, y) of the images as they are and under attacks."""
     pictures = []
-    for run in runs:
+    with_networks, notes = _with_networks(runs, networks)
+    for run in with_networks:
         chosen = distributions.attacks_of_energies(run.config.epsilon, run.config.norm)
         found = {}
         for name, network in networks[run.name].items():
@@ -166,6 +169,15 @@ def energies(
         "not, the network has overfitted to single steps. "
         f"PGD takes 10 steps of ε/4. After {PAPER}, section 3, and Mirza et al., Shedding More "
         "Light on Robust Classifiers under the Lens of Energy-based Models, arXiv 2407.06315.",
+        notes=notes,
+    )
+
+
+def _with_networks(runs: Sequence[Run], networks: Networks) -> tuple[list[Run], list[str]]:
+    """The runs whose networks are here, and a sentence on each of the others."""
+    return (
+        [run for run in runs if networks[run.name]],
+        [f"{run.name}: its networks are not here." for run in runs if not networks[run.name]],
     )
 
 

@@ -111,13 +111,19 @@ def _epochs(text: str | None) -> list[int] | None:
 
 
 def _networks(runs: Sequence[Run]) -> dict[str, dict[str, Classifier]]:
-    """Of each run its best network, and the last where that is another, by what to call them."""
+    """Of each run its best network, and the last where that is another, by what to call them.
+
+    None of a run whose files were brought here without its networks.
+    """
     from der_tf.evaluation.loading import load_classifier
 
     found = {}
     for run in runs:
-        say(f"{run.name}: loading its networks ...")
         directory, last = run.directory, len(run.epochs) - 1
+        if not directory.best.exists():
+            found[run.name] = {}
+            continue
+        say(f"{run.name}: loading its networks ...")
         found[run.name] = {f"best, epoch {run.epochs[run.best]}": load_classifier(directory.best)}
         if directory.last.exists() and run.best != last:
             found[run.name][f"last, epoch {run.epochs[last]}"] = load_classifier(directory.last)

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from der_tf import energy
 from der_tf.attacks import Attack
 from der_tf.attacks.base import checked
 from der_tf.attacks.gradient import PGD
@@ -36,17 +37,19 @@ class CatastrophicOverfittingGuard(Alarms):
 
       so that a share that stays high, which happens in healthy trainings, calls for one probe.
 
-    * **Probe**, at a sign and every ``probe_every`` steps. On n fixed images, p_t is the accuracy
-      under a short PGD and q_t that under the training attack, both in inference mode.
+    * **Probe**, at a sign and every ``probe_every`` steps. On n fixed images and in inference mode,
+      p_t is the accuracy under a short PGD, q_t that under the training attack, and b_t the share
+      of abnormal samples. DER holds a_t down, which is measured in training mode, and not b_t.
     * **Reference** r_t, the robustness there is to lose: p of the first probe, then at every probe
       without an alarm r <- (r + p_t) / 2.
     * **Alarm**, at a probe where robustness is lost, to PGD alone, by more than chance explains:
 
           p_t < (1 - drop) r_t,    p_t < (1 - drop) q_t,    and one of
           r_t - p_t >= 3 sqrt((r_t (1 - r_t) + p_t (1 - p_t)) / n),
-          q_t - p_t >= 3 sqrt((q_t (1 - q_t) + p_t (1 - p_t)) / n)  with  a_t >= abnormal.
+          q_t - p_t >= 3 sqrt((q_t (1 - q_t) + p_t (1 - p_t)) / n)  with
+          max(a_t, b_t) >= abnormal.
 
-      The last line is for large radii, where a robust network is right on a tenth of the images,
+      The last one is for large radii, where a robust network is right on a tenth of the images,
       and n cannot tell a tenth from nothing: the share of abnormal samples has to confirm it.
 
       One alarm a collapse: the next one is raised after a probe that found it over.
@@ -63,7 +66,7 @@ class CatastrophicOverfittingGuard(Alarms):
     >>> guard = CatastrophicOverfittingGuard((x_train[:64], y_train[:64]), action="stop")
     >>> robust_classifier.fit(x_train, y_train, callbacks=[guard])
 
-    Cost of a probe: for each image 2 k + 2 network passes and those of the training attack, 14 for
+    Cost of a probe: for each image 2 k + 3 network passes and those of the training attack, 15 for
     RS-FGSM and k = 5; :func:`affordable_steps` says how often a training affords that.
 
     Args:
@@ -120,7 +123,7 @@ class CatastrophicOverfittingGuard(Alarms):
         self._is_lost = tf.Variable(False)
         self._robust_step = tf.Variable(-1, dtype=tf.int64)  # -1: none yet
         self._robust_state: list[tf.Variable] = []
-        self._measure: Callable[..., tuple[tf.Tensor, tf.Tensor]] | None = None
+        self._measure: Callable[..., tuple[tf.Tensor, ...]] | None = None
 
     @property
     def variables(self) -> list[tf.Variable]:
@@ -165,12 +168,13 @@ class CatastrophicOverfittingGuard(Alarms):
     def _probe(self, share: float, is_sign: bool) -> None:
         assert self._measure is not None
         images, labels = self._sample
-        robust, trained = (
-            float(share)
-            for share in self._measure(images, labels, tf.constant([self._seed, 0], tf.int32))
+        robust, trained, abnormal = (
+            float(found)
+            for found in self._measure(images, labels, tf.constant([self._seed, 0], tf.int32))
         )
         if not np.isnan(share):
             self._abnormal_before.assign(share)
+        share = float(np.fmax(share, abnormal))
         reference = float(self._reference.numpy())
         if reference >= 0 and self._is_alarm(robust, trained, reference, share):
             if not self._is_lost.numpy():
@@ -227,8 +231,12 @@ class CatastrophicOverfittingGuard(Alarms):
         return total / count if count else float("nan")
 
 
-def _probe(model: RobustClassifier, attack: Any) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
-    """(images, labels, seed) -> accuracies under the probe's attack and the training attack."""
+def _probe(model: RobustClassifier, attack: Any) -> Callable[..., tuple[tf.Tensor, ...]]:
+    """(images, labels, seed) -> shares of the images, all in inference mode.
+
+    Those right under the probe's attack, those right under the training attack, and those that the
+    latter makes abnormal.
+    """
     if attack is None:
         attack = model.evaluation_attack
         if isinstance(attack, Attack):
@@ -236,15 +244,22 @@ def _probe(model: RobustClassifier, attack: Any) -> Callable[..., tuple[tf.Tenso
                 epsilon=attack.epsilon, norm=attack.norm, steps=5, step_size=attack.epsilon / 2
             )
 
-    def accuracy(attack: Any, x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def logits_under(attack: Any, x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         batch = TrainingBatch(model.network, x, y, attack=attack, seed=seed, step=tf.zeros([]))
         batch.run_attack()
-        logits = model.network(batch.adversarial, training=False)
-        right = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), y)
-        return tf.reduce_mean(tf.cast(right, tf.float32))
+        return model.network(batch.adversarial, training=False)
 
-    def measure(x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return accuracy(attack, x, y, seed), accuracy(model.attack, x, y, seed)
+    def share(is_one: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_mean(tf.cast(is_one, tf.float32))
+
+    def measure(x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        robust, trained = (logits_under(a, x, y, seed) for a in (attack, model.attack))
+        natural = model.network(x, training=False)
+        right = (
+            share(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), y))
+            for logits in (robust, trained)
+        )
+        return (*right, share(energy.abnormal(natural, trained, y)))
 
     return measure
 
@@ -275,5 +290,5 @@ def affordable_steps(
         At least 10.
     """
     of_training = passes(model.attack)
-    of_probe = images * (of_training + 12)
+    of_probe = images * (of_training + 13)
     return max(10, int(np.ceil(of_probe / (share * batch_size * (of_training + 3)))))

@@ -54,7 +54,7 @@ def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has no config\.json"):
         read_run(tmp_path)
     run = make_run(tmp_path / "run")
-    run.best.unlink()
+    run.metrics.unlink()
     with pytest.raises(ValueError, match="has no finished epoch yet"):
         read_run(run.path)
 

@@ -93,6 +93,31 @@ def test_numbers_in_the_table_are_those_of_the_files(analyzed):
     assert "width" not in cells
 
 
+def test_a_run_without_its_networks_is_shown_by_its_files(analyzed):
+    """Such as one whose tables were brought from another machine."""
+    run = analyzed / "tables"
+    shutil.copytree(analyzed / "run", run, ignore=shutil.ignore_patterns("*.keras"))
+    out = analyzed / "of_tables"
+    assert main(["analyze", str(run), str(analyzed / "run"), "--out", str(out)]) == 0
+    assert (out / "landscape-run.png").exists()
+    assert not (out / "landscape-tables.png").exists()
+    text = (out / "report.html").read_text()
+    assert text.count("tables: its networks are not here.") == 2
+
+
+def test_what_a_run_does_not_read_of_der_is_an_empty_cell(analyzed):
+    plain = analyzed / "plain"
+    shutil.copytree(analyzed / "run", plain)
+    record = json.loads((plain / "config.json").read_text())
+    record["configuration"] |= {"der_weight": 0.0, "der_penalty": "huber"}
+    (plain / "config.json").write_text(json.dumps(record))
+    out = analyzed / "of_plain"
+    assert main(["analyze", str(analyzed / "run"), str(plain), "--out", str(out)]) == 0
+    cells = Page((out / "report.html").read_text()).cells
+    assert cells["der weight"][1] == "0.0"
+    assert cells["der penalty"][0] != "" == cells["der penalty"][1]
+
+
 def test_a_failed_report_leaves_the_old_one(analyzed, capsys):
     place = analyzed / "kept"
     shutil.copytree(analyzed / "out", place)

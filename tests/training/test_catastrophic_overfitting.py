@@ -180,6 +180,25 @@ def test_a_training_that_stays_robust_raises_no_alarm(digits, tmp_path):
     assert robust_accuracy(model, digits) > 0.4
 
 
+def test_a_probe_counts_right_and_abnormal_images_in_inference_mode(digits):
+    model = fit(classifier(), digits, stop=SWITCH + 10)
+    x, y = digits[0][:128], digits[1][:128]
+    watch = guard(digits)
+    watch.set_model(model)
+    _, trained, abnormal = watch._measure(x, y, tf.constant([0, 0]))
+
+    def loss_and_right(images):
+        logits = model.network(images, training=False).numpy().astype(np.float64)
+        own = logits[np.arange(128), y]
+        return np.log(np.exp(logits).sum(axis=1)) - own, own == logits.max(axis=1)
+
+    before, _ = loss_and_right(x)
+    after, right = loss_and_right(model.attack(model.network, x, y))
+    assert float(trained) == np.mean(right)
+    assert float(abnormal) == np.mean(after < before)
+    assert 0.1 < float(abnormal) < 0.9
+
+
 @pytest.mark.parametrize(
     ("robust", "trained", "reference", "share", "expected"),
     [
@@ -201,9 +220,9 @@ def test_the_rule_of_an_alarm(robust, trained, reference, share, expected):
 
 
 def test_probes_are_as_frequent_as_they_are_cheap():
-    """64 images cost 64 (2 + 12) passes; at batch 128 an RS-FGSM step costs 128 (2 + 3)."""
+    """64 images cost 64 (2 + 13) passes; at batch 128 an RS-FGSM step costs 128 (2 + 3)."""
     network = keras.Sequential([keras.Input((2, 2, 1)), keras.layers.Flatten()])
-    for attack, a_probe, a_step in (("rs_fgsm", 64 * 14, 128 * 5), ("pgd", 64 * 32, 128 * 23)):
+    for attack, a_probe, a_step in (("rs_fgsm", 64 * 15, 128 * 5), ("pgd", 64 * 33, 128 * 23)):
         every = affordable_steps(RobustClassifier(network, attack), 128, 64, share=0.015)
         assert a_probe / (every * a_step) <= 0.015 < a_probe / ((every - 1) * a_step)
 
