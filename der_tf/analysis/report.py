@@ -7,7 +7,6 @@ import dataclasses
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from der_tf.analysis.runs import Run
 from der_tf.analysis.verdict import RULES

@@ -117,7 +117,7 @@ def _networks(runs: Sequence[Run]) -> dict[str, dict[str, Classifier]]:
     """
     from der_tf.evaluation.loading import load_classifier
 
-    found = {}
+    found: dict[str, dict[str, Classifier]] = {}
     for run in runs:
         directory, last = run.directory, len(run.epochs) - 1
         if not directory.best.exists():

@@ -85,7 +85,7 @@ def reproduce(
     and results.md hold the means and standard deviations over the seeds.
     """
     chosen = EXPERIMENTS[experiment]
-    asked = {"test_images": test_images, "auto_attack_images": auto_attack_images}
+    asked: dict[str, Any] = {"test_images": test_images, "auto_attack_images": auto_attack_images}
     size = dataclasses.replace(
         chosen.scales[scale],
         **{name: images for name, images in asked.items() if images is not None},
