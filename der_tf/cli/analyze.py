@@ -83,7 +83,9 @@ def analyze(
         with preparing():
             found = read_runs(runs)
             networks = _networks(found)
-            images, labels = _validation_images(found[0], networks, data_dir, num_examples, seed)
+            attacked = None  # the images, unless no run has its networks here
+            if any(networks.values()):
+                attacked = _validation_images(found[0], networks, data_dir, num_examples, seed)
         place = out or (
             found[0].directory.figures / "analysis" if len(runs) == 1 else Path("runs/analysis")
         )
@@ -91,9 +93,13 @@ def analyze(
         written = [
             *sections.over_epochs(found, place),
             sections.samples(found, wanted, place),
-            sections.landscapes(found, networks, images, labels, seed, place, say),
-            sections.energies(found, networks, images, labels, seed, place, say, attack_progress),
         ]
+        if attacked is not None:
+            around = (found, networks, *attacked, seed, place, say)
+            written += [
+                sections.landscapes(*around),
+                sections.energies(*around, attack_progress),
+            ]
         with writing(place / "report.html"):
             report.write_report(place / "report.html", found, written)
         for run in found:

@@ -103,6 +103,13 @@ def test_a_run_without_its_networks_is_shown_by_its_files(analyzed):
     assert not (out / "landscape-tables.png").exists()
     text = (out / "report.html").read_text()
     assert text.count("tables: its networks are not here.") == 2
+    alone = analyzed / "of_tables_alone"
+    assert main(["analyze", str(run), "--out", str(alone)]) == 0
+    assert {path.name for path in alone.glob("*.png")} == {
+        "energy_and_error.png",
+        "abnormality.png",
+        "samples-tables.png",
+    }
 
 
 def test_what_a_run_does_not_read_of_der_is_an_empty_cell(analyzed):
