@@ -51,14 +51,20 @@ def section(report: dict) -> str:
     images = f"the first {measured['test_images']:,}" if measured["test_images"] else "all"
     names = ",".join(f"{row['cure']}-{row['level']}" for row in report["rows"])
     seeds = max(len(row["runs"]) for row in report["rows"])
+    default = EXPERIMENTS[report["experiment"]].scales[report["scale"]].measured
+    asked = "".join(
+        f" --{name.replace('_', '-')} {measured[name]}"
+        for name in ("test_images", "auto_attack_images")
+        if measured[name] != default[name]
+    )
     left_out = ", ".join(f"`{name}`" for name in report["not_run"]) or "none"
     commands = "\n".join(f"    {row['command']} --seed=0" for row in report["rows"])
     return (
         f"`--scale {report['scale']}` on {report['machine']}; {images} test images.\n\n"
         f"{markdown(report)}\n"
         "<details><summary>The command, what each row trains, and the rows not run</summary>\n\n"
-        f"    der-tf reproduce {report['experiment']} --scale {report['scale']} --seeds {seeds} "
-        f"--only {names}\n\n"
+        f"    der-tf reproduce {report['experiment']} --scale {report['scale']} --seeds {seeds}"
+        f"{asked} --only {names}\n\n"
         f"{commands}\n\n"
         f"Rows not run: {left_out}.\n\n</details>\n"
     )
