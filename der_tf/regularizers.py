@@ -28,7 +28,7 @@ PENALTIES = {
     # hinge pulls at each with the same force, however small.
     "squared_plus_hinge": lambda d: tf.square(d) + tf.nn.relu(d),
 }
-REFERENCES = ("natural", "start", "interior")
+REFERENCES = ("natural", "start", "interior", "path")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,9 @@ class DeltaEnergy(Regularizer):
             dE^2 + max(0, dE).
         reference: what x* is compared with. ``"natural"``: x. ``"start"`` (default): the attack's
             noisy start, which single-step attacks in training mode have passed through the
-            network anyhow. ``"interior"``: x + u (x* - x) with u uniform in [0, 1].
+            network anyhow. ``"interior"``: x + u (x* - x) with u uniform in [0, 1]. ``"path"``:
+            the same between the attack's start and x*, where a network that gives in to single
+            steps raises the energy: both ends are as the penalty wants them (docs/results.md).
         reference_gradient: whether gradients flow through the reference pass too. Default True.
         warmup_steps: the weight rises linearly from 0 over this many optimizer steps. Default 0:
             constant.

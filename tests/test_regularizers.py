@@ -125,25 +125,26 @@ def test_gradients_through_both_passes_are_those_of_finite_differences(
         np.testing.assert_allclose(old - weight, gradient, atol=1e-5)
 
 
-def test_interior_points_lie_between_x_and_its_counterpart(data):
+@pytest.mark.parametrize(("drawn", "origin"), [("interior", "x"), ("path", "start")])
+def test_drawn_points_lie_between_their_origin_and_the_counterpart_of_x(drawn, origin, data):
     x, y = (tf.constant(part) for part in data)
     batch = TrainingBatch(
         small_network(),
         x,
         tf.cast(y, tf.int32),
-        attack=attacks.get("fgsm", epsilon=0.1),
+        attack=attacks.get("rs_fgsm", epsilon=0.1),
         seed=tf.constant([1, 2]),
         step=tf.zeros([], tf.int64),
     )
     batch.run_attack()
-    moved = batch.adversarial - x
-    share = (batch.interior - x).numpy() / np.where(moved == 0, 1, moved)
-    of_sample = share.reshape(6, -1).max(axis=1)
-    assert ((of_sample > 0) & (of_sample < 1)).all()
-    assert len(np.unique(of_sample)) == 6
-    np.testing.assert_allclose(
-        batch.interior, x + of_sample[:, None, None, None] * moved, atol=1e-6
-    )
+    origin, point = getattr(batch, origin), getattr(batch, drawn)
+    moved = (batch.adversarial - origin).numpy().reshape(6, -1)
+    went = (point - origin).numpy().reshape(6, -1)
+    farthest = np.abs(moved).argmax(axis=1)[:, None]
+    share = np.take_along_axis(went, farthest, 1) / np.take_along_axis(moved, farthest, 1)
+    assert ((share > 0) & (share < 1)).all()
+    assert len(np.unique(share)) == 6
+    np.testing.assert_allclose(went, share * moved, atol=1e-6)
 
 
 def test_weight_warms_up_linearly(data):
@@ -210,7 +211,7 @@ def test_start_needs_an_attack_that_has_one(data):
     [
         ({"weight": -1.0}, "weight is a number >= 0; received -1"),
         ({"weight": 1.0, "penalty": "cubed"}, "penalty is one of squared.*received 'cubed'"),
-        ({"weight": 1.0, "reference": "noise"}, "natural, start, interior; received 'noise'"),
+        ({"weight": 1.0, "reference": "noise"}, "natural, start, interior, path; received 'noise'"),
     ],
 )
 def test_bad_configuration_says_what_is_accepted(config, message):

@@ -142,11 +142,12 @@ class TrainOptions:
         ),
     ] = None
     der_reference: Annotated[
-        Literal["natural", "start", "interior"] | None,
+        Literal["natural", "start", "interior", "path"] | None,
         _option(
             _LOSS,
-            "Point that x* is compared with: x, the attack's start, or one between x and x*. "
-            "Default: start for rs_fgsm, n_fgsm and fgsm, else natural.",
+            "Point that x* is compared with: x, the attack's start, one drawn between x and x* "
+            "(interior), or between the start and x* (path). Default: start for rs_fgsm, n_fgsm "
+            "and fgsm, else natural.",
         ),
     ] = None
     der_detached: Annotated[

@@ -209,6 +209,7 @@ def _ablation(level: int, epochs: int) -> dict[str, Options]:
         "both": {"der_marginal": 1.0},
         "natural": {"der_reference": "natural"},
         "interior": {"der_reference": "interior"},
+        "path": {"der_reference": "path"},
         "warm-up": {"der_warmup_epochs": epochs / 2},
         # No pass more than the attack's own.
         "free": {"der_detached": True},

@@ -84,9 +84,12 @@ class TrainingBatch:
     @functools.cached_property
     def interior(self) -> tf.Tensor:
         """``[B, H, W, C]``, x + u (x* - x) with u uniform in [0, 1] for each sample."""
-        shape = [tf.shape(self.x)[0]] + [1] * (self.x.shape.rank - 1)
-        share = tf.random.stateless_uniform(shape, tf.random.fold_in(self.seed, 1))
-        return self.x + share * (self.adversarial - self.x)
+        return self._on_the_way_from(self.x)
+
+    @functools.cached_property
+    def path(self) -> tf.Tensor:
+        """``[B, H, W, C]``, start + u (x* - start) with u uniform in [0, 1] for each sample."""
+        return self._on_the_way_from(self.start)
 
     @functools.cached_property
     def natural_logits(self) -> tf.Tensor:
@@ -104,6 +107,11 @@ class TrainingBatch:
     def interior_logits(self) -> tf.Tensor:
         """``[B, K]`` logits of the interior point in training mode."""
         return self.network(self.interior, training=True)
+
+    @functools.cached_property
+    def path_logits(self) -> tf.Tensor:
+        """``[B, K]`` logits of the point of the path in training mode."""
+        return self.network(self.path, training=True)
 
     @functools.cached_property
     def adversarial_logits(self) -> tf.Tensor:
@@ -135,6 +143,11 @@ class TrainingBatch:
             tf.random.fold_in(self.seed, 2),
         )
         return self._loss_gradient(self.x + noise)[0]
+
+    def _on_the_way_from(self, images: tf.Tensor) -> tf.Tensor:
+        shape = [tf.shape(images)[0]] + [1] * (images.shape.rank - 1)
+        share = tf.random.stateless_uniform(shape, tf.random.fold_in(self.seed, 1))
+        return images + share * (self.adversarial - images)
 
     def _loss_gradient(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:

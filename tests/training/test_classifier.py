@@ -137,6 +137,7 @@ class CountsCalls(keras.Model):
             3,
         ),
         ("pgd", "madry", (DeltaEnergy(1.0, reference="interior"),), 12),
+        ("rs_fgsm", "madry", (DeltaEnergy(1.0, reference="path"),), 3),
         ("rs_fgsm", "madry", (DeltaEnergy(1.0, reference="start"),), 3),
         # In the mode of the outer pass, the attack's own pass through the start serves the loss.
         (
