@@ -10,15 +10,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from der_tf import figures
-from der_tf.analysis import curves, distributions, landscape
+from der_tf.analysis import along_step, curves, distributions, landscape
 from der_tf.analysis.report import PAPER, Section
 from der_tf.analysis.runs import Run
 from der_tf.attacks.base import clean_logits
+from der_tf.attacks.gradient import GradientAttack
 from der_tf.evaluation import evaluate
 from der_tf.evaluation.loading import Classifier
 from der_tf.evaluation.report import fraction
 from der_tf.evaluation.robustness import Progress
 from der_tf.training.faults import writing
+from der_tf.training.run import training_attack
 
 # Of each run, by its name, networks by what to call them.
 Networks = Mapping[str, Mapping[str, Classifier]]
@@ -129,6 +131,45 @@ def landscapes(
         "with a peak between them that PGD finds (Kim et al., Understanding Catastrophic "
         "Overfitting in Single-step Adversarial Training, 2021). The images are the first of those "
         "drawn that every network classifies rightly as they are.",
+        notes=notes,
+    )
+
+
+def steps(
+    runs: Sequence[Run],
+    networks: Networks,
+    images: np.ndarray,
+    labels: np.ndarray,
+    seed: int,
+    place: Path,
+    say: Callable[[str], None],
+) -> Section:
+    """E(x, y) on the way of the training attack."""
+    pictures = []
+    with_networks, notes = _with_networks(runs, networks)
+    for run in with_networks:
+        attack = training_attack(run.config)
+        if not isinstance(attack, GradientAttack):
+            notes.append(f"{run.name}: its training attack has no start and no step.")
+            continue
+        found = {}
+        for name, network in networks[run.name].items():
+            say(f"{run.name}, {name}: energy along the step of {run.config.attack} ...")
+            found[name] = along_step.way(network.model, attack, images, labels, seed)
+        path = place / f"step-{_file_name(run)}.png"
+        _save(along_step.energy_along_the_step(found), path)
+        pictures.append((path, f"{run.name}: {len(images)} validation images"))
+    return Section(
+        title="Energy along the step of the training attack",
+        pictures=pictures,
+        caption="How far E(·, y) lies above E(x, y) on the way from the start of the training "
+        "attack to its x*, and from x to it: means, and bands of the middle half of the images; at "
+        "x* it is -dE(x, y). An attack that finds the worst of its neighbourhood ends where "
+        "the energy is highest, near that of PGD. A network that gives in "
+        "to single steps raises the energy on the way and lowers it again towards x* (as the loss "
+        "in Kim et al., Understanding Catastrophic Overfitting in Single-step Adversarial "
+        "Training, 2021); under DER both ends may be as the penalty wants them, and the peak "
+        f"stands between. A peak is an energy {along_step.PEAK} nats above that of x*.",
         notes=notes,
     )
 

@@ -98,6 +98,7 @@ def analyze(
             around = (found, networks, *attacked, seed, place, say)
             written += [
                 sections.landscapes(*around),
+                sections.steps(*around),
                 sections.energies(*around, attack_progress),
             ]
         with writing(place / "report.html"):

@@ -188,8 +188,8 @@ DATASETS = _table(
 # DER by attack. For single-step attacks, form and weight are the cheapest of those tried at 16/255
 # that held; there and at 8/255 they do on three seeds of three with RS-FGSM (10,000 images, width
 # 16, judged by PGD on validation images with `der-tf reproduce catastrophic-overfitting --scale
-# small`; figures in docs/results.md). At full scale and 16/255 they did not, on the one seed run:
-# collapse in epoch 12, in plain training in epoch 11 (same page). The others' is off, as multi-step
+# small`; figures in docs/results.md). On all images at 16/255 they did not, at width 16 nor at full
+# scale; weight 100 did at width 16 (one seed each, same page). The others' is off, as multi-step
 # training does not collapse; in robust overfitting the energies part on the negative side, which a
 # hinge does not see.
 _SINGLE_STEP_DER = {"der_weight": 30.0, "der_penalty": "hinge", "der_reference": "start"}

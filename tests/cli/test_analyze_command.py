@@ -68,9 +68,9 @@ def test_a_report_holds_every_run_and_refers_to_nothing_outside(analyzed):
     assert "http" not in text
     assert page.rows[0] == ["", "run", "older"]
     assert any(word.startswith("older: no energies.csv") for word in page.words)
-    # Two figures over both runs, the samples of one, landscapes and energies of both.
+    # Two figures over both runs, the samples of one; landscapes, steps and energies of both.
     pictures = {path.name for path in (analyzed / "out").glob("*.png")}
-    assert len(page.references) == len(pictures) == 2 + 1 + 2 + 2
+    assert len(page.references) == len(pictures) == 2 + 1 + 2 + 2 + 2
 
 
 def test_numbers_in_the_table_are_those_of_the_files(analyzed):
@@ -102,7 +102,7 @@ def test_a_run_without_its_networks_is_shown_by_its_files(analyzed):
     assert (out / "landscape-run.png").exists()
     assert not (out / "landscape-tables.png").exists()
     text = (out / "report.html").read_text()
-    assert text.count("tables: its networks are not here.") == 2
+    assert text.count("tables: its networks are not here.") == 3
     alone = analyzed / "of_tables_alone"
     assert main(["analyze", str(run), "--out", str(alone)]) == 0
     assert {path.name for path in alone.glob("*.png")} == {
