@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,10 +23,47 @@ from der_tf.evaluation.robustness import Progress
 from der_tf.training.faults import writing
 from der_tf.training.run import training_attack
 
-# Of each run, by its name, networks by what to call them.
-Networks = Mapping[str, Mapping[str, Classifier]]
 # Images whose surroundings are drawn.
 LANDSCAPES = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What the sections measure that look at networks and not at the files of their training.
+
+    Attributes:
+        runs: with and without networks.
+        networks: of each run, by its name, networks by what to call them.
+        images: ``[N, H, W, C]`` validation images.
+        labels: ``[N]``.
+        seed: of random parts.
+        place: folder of the pictures.
+        say: takes a line of progress.
+    """
+
+    runs: Sequence[Run]
+    networks: Mapping[str, Mapping[str, Classifier]]
+    images: np.ndarray
+    labels: np.ndarray
+    seed: int
+    place: Path
+    say: Callable[[str], None]
+
+    def with_networks(self) -> list[Run]:
+        """The runs whose networks are here."""
+        return [run for run in self.runs if self.networks[run.name]]
+
+    def notes(self) -> list[str]:
+        """A sentence on each of the others."""
+        return [
+            f"{run.name}: its networks are not here."
+            for run in self.runs
+            if not self.networks[run.name]
+        ]
+
+    def picture(self, kind: str, run: Run) -> Path:
+        """The file of a picture of this run."""
+        return self.place / f"{kind}-{_file_name(run)}.png"
 
 
 def over_epochs(runs: Sequence[Run], place: Path) -> list[Section]:
@@ -91,74 +129,61 @@ def samples(runs: Sequence[Run], wanted: Sequence[int] | None, place: Path) -> S
     )
 
 
-def landscapes(
-    runs: Sequence[Run],
-    networks: Networks,
-    images: np.ndarray,
-    labels: np.ndarray,
-    seed: int,
-    place: Path,
-    say: Callable[[str], None],
-) -> Section:
+def landscapes(measured: Measured) -> Section:
     """Loss landscapes around the first images that every network classifies rightly."""
+    images, labels, norm = measured.images, measured.labels, measured.runs[0].config.norm
     right = np.ones(len(labels), bool)
-    for of_run in networks.values():
+    for of_run in measured.networks.values():
         for network in of_run.values():
             right &= np.argmax(clean_logits(network.model, images, 128), axis=1) == labels
     # Those first that every network classifies rightly: their loss has the farthest to rise.
     chosen = np.argsort(~right, kind="stable")[:LANDSCAPES]
     x, y = images[chosen], labels[chosen]
     pictures = []
-    with_networks, notes = _with_networks(runs, networks)
-    for run in with_networks:
+    for run in measured.with_networks():
         surfaces = {}
-        for name, network in networks[run.name].items():
-            say(f"{run.name}, {name}: loss around {len(x)} images ...")
-            found = landscape.planes(network.model, x, y, run.config.epsilon, run.config.norm, seed)
+        for name, network in measured.networks[run.name].items():
+            measured.say(f"{run.name}, {name}: loss around {len(x)} images ...")
+            found = landscape.planes(
+                network.model, x, y, run.config.epsilon, run.config.norm, measured.seed
+            )
             surfaces[name] = [landscape.surface(network.model, plane) for plane in found]
         names = [f"class {run.class_names[label]}" for label in y]
-        path = place / f"landscape-{_file_name(run)}.png"
+        path = measured.picture("landscape", run)
         _save(landscape.loss_landscape(surfaces, names, fraction(run.config.epsilon)), path)
         pictures.append((path, f"{run.name}: cross-entropy around validation images"))
     return Section(
         title="Loss landscape",
         pictures=pictures,
         caption="Cross-entropy at x + a (x* - x) + b r, clipped to [0, 1]: x* is that of FGSM "
-        f"against the network shown, r a random step of the same {runs[0].config.norm} size. The "
+        f"against the network shown, r a random step of the same {norm} size. The "
         "circle is x, the square x*, and both axes are in units of the radius ε. In a robust "
         "network the loss rises steadily from x to x* and is highest there. After catastrophic "
         "overfitting it is distorted: low at x and low again at x*, where the network was trained, "
         "with a peak between them that PGD finds (Kim et al., Understanding Catastrophic "
         "Overfitting in Single-step Adversarial Training, 2021). The images are the first of those "
         "drawn that every network classifies rightly as they are.",
-        notes=notes,
+        notes=measured.notes(),
     )
 
 
-def steps(
-    runs: Sequence[Run],
-    networks: Networks,
-    images: np.ndarray,
-    labels: np.ndarray,
-    seed: int,
-    place: Path,
-    say: Callable[[str], None],
-) -> Section:
+def steps(measured: Measured) -> Section:
     """E(x, y) on the way of the training attack."""
-    pictures = []
-    with_networks, notes = _with_networks(runs, networks)
-    for run in with_networks:
+    pictures, notes = [], measured.notes()
+    for run in measured.with_networks():
         attack = training_attack(run.config)
         if not isinstance(attack, GradientAttack):
             notes.append(f"{run.name}: its training attack has no start and no step.")
             continue
         found = {}
-        for name, network in networks[run.name].items():
-            say(f"{run.name}, {name}: energy along the step of {run.config.attack} ...")
-            found[name] = along_step.way(network.model, attack, images, labels, seed)
-        path = place / f"step-{_file_name(run)}.png"
+        for name, network in measured.networks[run.name].items():
+            measured.say(f"{run.name}, {name}: energy along the step of {run.config.attack} ...")
+            found[name] = along_step.way(
+                network.model, attack, measured.images, measured.labels, measured.seed
+            )
+        path = measured.picture("step", run)
         _save(along_step.energy_along_the_step(found), path)
-        pictures.append((path, f"{run.name}: {len(images)} validation images"))
+        pictures.append((path, f"{run.name}: {len(measured.images)} validation images"))
     return Section(
         title="Energy along the step of the training attack",
         pictures=pictures,
@@ -175,28 +200,26 @@ def steps(
 
 
 def energies(
-    runs: Sequence[Run],
-    networks: Networks,
-    images: np.ndarray,
-    labels: np.ndarray,
-    seed: int,
-    place: Path,
-    say: Callable[[str], None],
-    progress: Callable[[int], AbstractContextManager[Progress]],
+    measured: Measured, progress: Callable[[int], AbstractContextManager[Progress]]
 ) -> Section:
     """E(x) and E(x, y) of the images as they are and under attacks."""
+    images = measured.images
     pictures = []
-    with_networks, notes = _with_networks(runs, networks)
-    for run in with_networks:
+    for run in measured.with_networks():
         chosen = distributions.attacks_of_energies(run.config.epsilon, run.config.norm)
         found = {}
-        for name, network in networks[run.name].items():
-            say(f"{run.name}, {name}: attacking {len(images)} validation images ...")
+        for name, network in measured.networks[run.name].items():
+            measured.say(f"{run.name}, {name}: attacking {len(images)} validation images ...")
             with progress(len(images)) as tell:
                 found[name] = evaluate(
-                    network.model, images, labels, attacks=chosen, seed=seed, progress=tell
+                    network.model,
+                    images,
+                    measured.labels,
+                    attacks=chosen,
+                    seed=measured.seed,
+                    progress=tell,
                 )
-        path = place / f"energies-{_file_name(run)}.png"
+        path = measured.picture("energies", run)
         _save(distributions.energies_under_attack(found), path)
         pictures.append((path, f"{run.name}: {len(images)} validation images"))
     return Section(
@@ -210,15 +233,7 @@ def energies(
         "not, the network has overfitted to single steps. "
         f"PGD takes 10 steps of ε/4. After {PAPER}, section 3, and Mirza et al., Shedding More "
         "Light on Robust Classifiers under the Lens of Energy-based Models, arXiv 2407.06315.",
-        notes=notes,
-    )
-
-
-def _with_networks(runs: Sequence[Run], networks: Networks) -> tuple[list[Run], list[str]]:
-    """The runs whose networks are here, and a sentence on each of the others."""
-    return (
-        [run for run in runs if networks[run.name]],
-        [f"{run.name}: its networks are not here." for run in runs if not networks[run.name]],
+        notes=measured.notes(),
     )
 
 

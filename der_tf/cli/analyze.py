@@ -95,11 +95,20 @@ def analyze(
             sections.samples(found, wanted, place),
         ]
         if attacked is not None:
-            around = (found, networks, *attacked, seed, place, say)
+            images, labels = attacked
+            measured = sections.Measured(
+                runs=found,
+                networks=networks,
+                images=images,
+                labels=labels,
+                seed=seed,
+                place=place,
+                say=say,
+            )
             written += [
-                sections.landscapes(*around),
-                sections.steps(*around),
-                sections.energies(*around, attack_progress),
+                sections.landscapes(measured),
+                sections.steps(measured),
+                sections.energies(measured, attack_progress),
             ]
         with writing(place / "report.html"):
             report.write_report(place / "report.html", found, written)
