@@ -86,8 +86,8 @@ class DeltaEnergy(Regularizer):
         reference: what x* is compared with. ``"natural"``: x. ``"start"`` (default): the attack's
             noisy start, which single-step attacks in training mode have passed through the
             network anyhow. ``"interior"``: x + u (x* - x) with u uniform in [0, 1]. ``"path"``:
-            the same between the attack's start and x*, where a network that gives in to single
-            steps raises the energy: both ends are as the penalty wants them (docs/results.md).
+            start + u (x* - start); a network can raise the energy there and keep both ends as
+            the reference ``"start"`` wants them (docs/results.md).
         reference_gradient: whether gradients flow through the reference pass too. Default True.
         warmup_steps: the weight rises linearly from 0 over this many optimizer steps. Default 0:
             constant.
