@@ -195,11 +195,9 @@ def _robust(level: int, epochs: int) -> dict[str, Options]:
 
 
 def _ablation(level: int, epochs: int) -> dict[str, Options]:
-    """DER in every form: one thing changed at a time from the default, then from the paper's."""
+    """DER in every form: one thing changed at a time from weight 30, then from the paper's."""
     paper = {**PAPER, "der_weight": 10.0}
-    return {
-        "none": {"der_weight": 0},
-        **{f"weight-{weight}": {"der_weight": float(weight)} for weight in (3, 10, 30, 100)},
+    forms: dict[str, Options] = {
         "absolute": {"der_penalty": "absolute"},
         "huber": {"der_penalty": "huber"},
         "squared": {"der_penalty": "squared"},
@@ -213,6 +211,11 @@ def _ablation(level: int, epochs: int) -> dict[str, Options]:
         "warm-up": {"der_warmup_epochs": epochs / 2},
         # No pass more than the attack's own.
         "free": {"der_detached": True},
+    }
+    return {
+        "none": {"der_weight": 0},
+        **{f"weight-{weight}": {"der_weight": float(weight)} for weight in (3, 10, 30, 100)},
+        **{name: {"der_weight": 30.0, **form} for name, form in forms.items()},
         "free-squared-hinge": {
             "der_penalty": "squared_hinge",
             "der_weight": 10.0,
@@ -269,7 +272,7 @@ EXPERIMENTS = {
             cures=_catastrophic,
             scales=_scales(
                 Scale(options=_TINY_FAST, levels=(8, 16), seeds=3, **_TINY_MEASURES),
-                Scale(options=_SMALL_FAST, levels=(8, 16), seeds=3, **_SMALL_MEASURES),
+                Scale(options=_SMALL_FAST, levels=(8, 16, 24), seeds=3, **_SMALL_MEASURES),
                 Scale(options=_FULL_FAST, levels=(8, 16, 24), seeds=3, **_FULL_MEASURES),
             ),
         ),

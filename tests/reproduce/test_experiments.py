@@ -47,7 +47,8 @@ def test_the_cures_of_catastrophic_overfitting_are_what_they_are_called():
     rows = experiment.rows(experiment.scales["full"])
     configs = {row.name: row.configuration(0) for row in rows}
     assert run.regularizers(configs["none-16"], 1) == []
-    assert configs["der-16"].der_weight == DER["rs_fgsm"]["der_weight"]
+    assert configs["der-8"].der_weight == DER["rs_fgsm"]["der_weight"]
+    assert configs["der-16"].der_weight > configs["der-8"].der_weight
     assert configs["n-fgsm-der-8"].der_weight == DER["n_fgsm"]["der_weight"]
     assert configs["grad-align-8"].grad_align_weight == 0.2
     assert configs["grad-align-16"].grad_align_weight == 2.0
@@ -58,7 +59,7 @@ def test_only_selects_rows_by_name_and_pattern():
     experiment = EXPERIMENTS["catastrophic-overfitting"]
     small = experiment.scales["small"]
     names = [row.name for row in experiment.rows(small, ["none-*", "der-squared-16"])]
-    assert names == ["none-8", "none-16", "der-squared-16"]
+    assert names == ["none-8", "none-16", "der-squared-16", "none-24"]
     with pytest.raises(ValueError, match=r"--only names rows .* none-8, .*; received wrong"):
         experiment.rows(small, ["none-8", "wrong"])
 

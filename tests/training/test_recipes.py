@@ -62,6 +62,20 @@ def test_der_is_on_for_single_step_attacks_alone():
     assert run.regularizers(cifar(der_weight=0.0), 10) == []
 
 
+def test_der_is_heavier_at_the_large_radii_of_cifar_alone():
+    def weight(**given):
+        return resolve({"dataset": "cifar10", "attack": "rs_fgsm", **given}).der_weight
+
+    usual = weight()
+    assert weight(epsilon=16 / 255) > usual == weight(epsilon=10 / 255)
+    assert weight(epsilon=16 / 255, attack="n_fgsm") == weight(epsilon=24 / 255)
+    assert weight(norm="l2", epsilon=1.0) == usual  # another ball
+    assert weight(dataset="digits", epsilon=0.2) == usual
+    assert weight(epsilon=16 / 255, attack="pgd") == 0
+    assert weight(epsilon=16 / 255, attack="n_fgsm", recipe="aaer") == 0
+    assert weight(epsilon=16 / 255, der_weight=1.0) == 1
+
+
 def test_der_of_a_run_is_what_its_options_say():
     config = cifar(attack="pgd", der_weight=2.0, der_penalty="huber", der_warmup_epochs=1.5)
     (regularizer,) = run.regularizers(config, steps_per_epoch=10)
