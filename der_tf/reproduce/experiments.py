@@ -160,7 +160,7 @@ def _catastrophic(level: int, epochs: int) -> dict[str, Options]:
         "der-squared": squared,
         "der-paper": {**PAPER, "der_weight": 10.0},
         "n-fgsm": {**n_fgsm, "der_weight": 0},
-        "n-fgsm-der": n_fgsm,
+        "n-fgsm-der-30": {**n_fgsm, "der_weight": 30.0},
         "n-fgsm-der-squared-plus-hinge": {**n_fgsm, **square_and_hinge},
         "n-fgsm-der-squared-plus-hinge-natural": {**n_fgsm, **square_and_hinge_natural},
         "n-fgsm-der-squared": {**n_fgsm, **squared},

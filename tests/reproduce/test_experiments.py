@@ -49,7 +49,7 @@ def test_the_cures_of_catastrophic_overfitting_are_what_they_are_called():
     assert run.regularizers(configs["none-16"], 1) == []
     assert configs["der-8"].der_weight == DER["rs_fgsm"]["der_weight"]
     assert configs["der-16"].der_weight > configs["der-8"].der_weight
-    assert configs["n-fgsm-der-8"].der_weight == DER["n_fgsm"]["der_weight"]
+    assert configs["n-fgsm-der-30-8"].der_weight == DER["n_fgsm"]["der_weight"]
     assert configs["grad-align-8"].grad_align_weight == 0.2
     assert configs["grad-align-16"].grad_align_weight == 2.0
     assert configs["pgd-5-16"].schedule == configs["none-16"].schedule == "cyclic"
