@@ -204,7 +204,7 @@ DER = _table(
 # train.py --dataset cifar10 --width 16 --attack rs_fgsm --epsilon 16/255 --epochs 12`;
 # docs/results.md). CIFAR-100 follows, unmeasured. Digits lose robustness by it (`make train
 # ARGS="--der-weight 100"`), so that other data sets keep the weight of the table above.
-_LARGE_RADIUS = MappingProxyType({"cifar10": (12 / 255, 100.0), "cifar100": (12 / 255, 100.0)})
+_LARGE_RADIUS_DER = MappingProxyType({"cifar10": (12 / 255, 100.0), "cifar100": (12 / 255, 100.0)})
 
 
 def recipe_of(attack: str) -> str:
@@ -251,7 +251,7 @@ def _der(filled: Mapping[str, Any]) -> dict[str, Any]:
     """Form and weight of DER for a run so configured."""
     der = dict(DER.get(filled["attack"], DER["other"]))
     dataset = filled.get("dataset", Configuration.dataset)
-    radius, weight = _LARGE_RADIUS.get(dataset, (math.inf, 0.0))
+    radius, weight = _LARGE_RADIUS_DER.get(dataset, (math.inf, 0.0))
     is_linf = filled.get("norm", Configuration.norm) == "linf"
     if filled["attack"] in SINGLE_STEP and is_linf and filled["epsilon"] >= radius:
         der["der_weight"] = weight
