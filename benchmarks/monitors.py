@@ -32,7 +32,7 @@ def measure(variant: str, width: int, train_size: int, batch_size: int, rounds: 
     from der_tf.monitors import CatastrophicOverfittingGuard, EnergyMonitor
     from der_tf.regularizers import DeltaEnergy
     from der_tf.training.catastrophic_overfitting import affordable_steps
-    from der_tf.training.monitors import affordable_images
+    from der_tf.training.monitors import affordable_records
     from der_tf.training.optimizers import CoupledSGD
 
     keras.utils.set_random_seed(0)
@@ -45,7 +45,7 @@ def measure(variant: str, width: int, train_size: int, batch_size: int, rounds: 
     )
     model.compile(CoupledSGD(0.01, 0.9, 5e-4), jit_compile=False)
     rng = np.random.default_rng(0)
-    images = affordable_images(model, train_size)
+    images, epochs = affordable_records(model, train_size)
     every = affordable_steps(model, batch_size, IMAGES_PROBED)
 
     def sample(count: int):
@@ -80,15 +80,16 @@ def measure(variant: str, width: int, train_size: int, batch_size: int, rounds: 
     training = fastest["step"] * steps_per_epoch
     gradients = 2 * attack.gradients
     of_training = train_size * (gradients + 3 + (3 if weight else 0))
-    of_record = 2 * images * (gradients + 20 + 6)
+    of_record = 2 * images * (gradients + 20 + 6) / epochs
     of_probes = steps_per_epoch / every * IMAGES_PROBED * (gradients + 13)
     return {
         "variant": variant,
         "images": images,
+        "epochs": epochs,
         "probe_every": every,
         "seconds": fastest,
         "share": {
-            "energies": fastest["record"] / training,
+            "energies": fastest["record"] / epochs / training,
             "guard": fastest["probe"] * steps_per_epoch / every / training,
         },
         "share_of_passes": {

@@ -334,7 +334,7 @@ class TrainOptions:
             _MEASURE,
             "Training and as many validation images whose energies are recorded after each epoch "
             "in energies.csv and energies/; 0: none. Default: what takes 3 % of the network "
-            "passes of training, 16 to 512.",
+            "passes of training, 16 to 512; where 16 take more, not after each epoch.",
         ),
     ] = None
     energy_every: Annotated[

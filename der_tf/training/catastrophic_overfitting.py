@@ -277,7 +277,7 @@ def affordable_steps(
 ) -> int:
     """Steps between probes for which a guard takes this share of a training's network passes.
 
-    Counted as by :func:`~der_tf.training.monitors.affordable_images`; a sign, which happens a few
+    Counted as by :func:`~der_tf.training.monitors.affordable_records`; a sign, which happens a few
     times a training, adds a probe.
 
     Args:

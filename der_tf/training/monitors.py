@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ _COUNTS = ("epoch", "step", "images")
 
 
 class EnergyMonitor(keras.callbacks.Callback):
-    """Measures E(x), dE(x) and dE(x, y) of fixed samples at the end of every epoch.
+    """Measures E(x), dE(x) and dE(x, y) of fixed samples at the ends of epochs.
 
     The mean dE(x) of training images jumps up at catastrophic overfitting and falls without end
     with robust overfitting (arXiv 2505.22486, section 4); this is where to see it. Each sample is
@@ -63,7 +64,7 @@ class EnergyMonitor(keras.callbacks.Callback):
     is taken up again at an earlier step drops what was written after it.
 
     Cost of a record: 6 network passes an image and those of the two attacks, 28 for RS-FGSM and
-    PGD-10; :func:`affordable_images` says how many images a training affords.
+    PGD-10; :func:`affordable_records` says how many images, and how often, a training affords.
 
     Args:
         directory: folder that gets the files; made if it is missing.
@@ -71,6 +72,7 @@ class EnergyMonitor(keras.callbacks.Callback):
             unaugmented.
         validation: the same of the validation set.
         every_steps: also record after every so many optimizer steps. Default 0: only after epochs.
+        epochs: those at whose ends to record, counted from 1. Default None: all.
         seed: of the attacks and of u. Default 0.
 
     Raises:
@@ -86,6 +88,7 @@ class EnergyMonitor(keras.callbacks.Callback):
         validation: tuple[Any, Any],
         *,
         every_steps: int = 0,
+        epochs: Container[int] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -94,6 +97,7 @@ class EnergyMonitor(keras.callbacks.Callback):
         paths = RunDirectory(Path(directory))
         self.table, self.samples = paths.energies_table, paths.energies
         self.every_steps = every_steps
+        self.epochs = epochs
         self.seed = seed
         self.latest: dict[str, np.ndarray] = {}
         self._splits = {"train": checked(*training), "validation": checked(*validation)}
@@ -136,6 +140,9 @@ class EnergyMonitor(keras.callbacks.Callback):
             self._record(self._epoch, self._measured())
 
     def on_epoch_end(self, epoch, logs=None) -> None:
+        self.latest = {}
+        if self.epochs is not None and epoch + 1 not in self.epochs:
+            return
         self.latest = self._measured()
         with writing(self.samples):
             self.samples.mkdir(parents=True, exist_ok=True)
@@ -205,10 +212,10 @@ def read_energies(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         ]
 
 
-def affordable_images(
+def affordable_records(
     model: RobustClassifier, train_size: int, records: int = 1, share: float = 0.03
-) -> int:
-    """Images a split for which an EnergyMonitor takes this share of a training's network passes.
+) -> tuple[int, int]:
+    """Images a split, and epochs, for which an EnergyMonitor takes this share of network passes.
 
     A forward pass, a backward pass to the images and one to the weights count 1 each. A training
     step takes those of its attack and 3; regularizers, which make it dearer, are not counted.
@@ -217,15 +224,17 @@ def affordable_images(
         model: what is trained.
         train_size: training images.
         records: an epoch. Default 1: the one at its end.
-        share: of the passes of the training steps of an epoch.
+        share: of the passes of the training steps.
 
     Returns:
-        From 16, below which quantiles say nothing, to 512.
+        Images, from 16, below which quantiles say nothing, to 512; and from how many epochs one
+        is to be recorded: 1 but for a data set so small that 16 images take more than the share.
     """
     training, evaluation = passes(model.attack), passes(model.evaluation_attack)
     of_steps = train_size * (training + 3)
     an_image = 2 * records * (training + evaluation + 6)  # two splits
-    return int(np.clip(share * of_steps // an_image, 16, 512))
+    images = int(np.clip(share * of_steps // an_image, 16, 512))
+    return images, math.ceil(images * an_image / (share * of_steps))
 
 
 def passes(attack: Any) -> int:

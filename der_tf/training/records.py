@@ -104,7 +104,7 @@ class TensorBoard(keras.callbacks.Callback):
             validated = name.startswith("val_")
             with (self._validation if validated else self._train).as_default(step=epoch + 1):
                 tf.summary.scalar(name.removeprefix("val_"), value)
-        if self._monitor:
+        if self._monitor and self._monitor.latest:
             with self._validation.as_default(step=epoch + 1):
                 for name in ("marginal", "joint"):
                     values = self._monitor.latest[f"validation_pgd_delta_{name}_energy"]

@@ -29,7 +29,7 @@ from der_tf.training.checkpoints import Checkpoints
 from der_tf.training.classifier import RobustClassifier
 from der_tf.training.faults import Interrupted, Signals
 from der_tf.training.figures import training_curves
-from der_tf.training.monitors import EnergyMonitor, affordable_images
+from der_tf.training.monitors import EnergyMonitor, affordable_records
 from der_tf.training.optimizers import CoupledSGD
 from der_tf.training.recipes import Configuration
 from der_tf.training.records import MetricsFile, Pace, ProgressLines, TensorBoard, read_metrics
@@ -312,12 +312,12 @@ class Training:
 
     def _energy_monitor(self) -> EnergyMonitor | None:
         config, dataset = self.config, self.dataset
-        images = config.energy_images
+        images, every = config.energy_images, 1
         if images is None:
             records = 1
             if config.energy_every:
                 records += dataset.steps_per_epoch // config.energy_every
-            images = affordable_images(self.model, dataset.train_size, records)
+            images, every = affordable_records(self.model, dataset.train_size, records)
         if not images:
             return None
         return EnergyMonitor(
@@ -325,6 +325,8 @@ class Training:
             dataset.training_sample(images),
             dataset.validation_sample(images),
             every_steps=config.energy_every,
+            # With the last one in any case. Who asks for more than epochs gets every epoch.
+            epochs=None if config.energy_every else range(config.epochs, 0, -every),
             seed=config.seed,
         )
 

@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 
 from der_tf import RobustClassifier, attacks, energy, monitors
 from der_tf.monitors import EnergyMonitor, read_energies
+from der_tf.training.monitors import affordable_records
 
 EPSILON = 0.1
 SPLITS = {"train": 20, "validation": 12}
@@ -170,6 +171,38 @@ def test_records_within_an_epoch_count_epochs_done(digits, tmp_path):
     found = [(r["epoch"], r["step"]) for r in read_energies(tmp_path / "energies.csv")[::4]]
     # Steps 2, 4 and 6, of which the last is the end of the second epoch.
     assert found == [(0, 2), (1, 3), (1, 4), (2, 6)]
+
+
+def test_only_the_wanted_epochs_are_recorded(digits, tmp_path):
+    callback = monitor(tmp_path, digits, epochs=range(3, 0, -2))
+    found = []
+    look = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: found.append(bool(callback.latest))
+    )
+    fit(classifier(), digits, [callback, look], epochs=4)
+    assert [r["epoch"] for r in read_energies(tmp_path / "energies.csv")[::4]] == [1, 3]
+    assert [path.name[-5] for path in sorted((tmp_path / "energies").iterdir())] == ["1", "3"]
+    # What is no record of this epoch is not shown for one.
+    assert found == [True, False, True, False]
+
+
+def test_records_are_as_many_as_they_are_cheap():
+    """An image of each split costs 2 (2 + 20 + 6) passes; one of an RS-FGSM step 2 + 3."""
+    network = keras.Sequential([keras.Input((2, 2, 1)), keras.layers.Flatten()])
+    evaluation = attacks.get("pgd", steps=10)
+    model = RobustClassifier(network, attacks.get("rs_fgsm"), evaluation_attack=evaluation)
+
+    def share(images, interval, train_size):
+        return images * 56 / (interval * train_size * 5)
+
+    images, interval = affordable_records(model, 49_000, share=0.03)
+    assert interval == 1
+    assert share(images, 1, 49_000) <= 0.03 < share(images + 1, 1, 49_000)
+    for train_size in (96, 1_295, 5_973, 5_974):
+        images, interval = affordable_records(model, train_size, share=0.03)
+        assert images == 16
+        assert share(16, interval, train_size) <= 0.03
+        assert interval == 1 or share(16, interval - 1, train_size) > 0.03
 
 
 def test_what_a_lost_part_of_the_training_wrote_is_dropped(digits, tmp_path):
