@@ -109,9 +109,18 @@ def _training(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     gaps = [run.curve("val_robust_accuracy") for run in runs]
     rows.append(("PGD, best minus last", [f"{100 * (g.max() - g[-1]):.2f} points" for g in gaps]))
     rows.append(("verdict", [run.verdict() for run in runs]))
-    source = ("metrics.csv (means over the training batches)", "energies.csv (fixed samples)")
-    rows.append(("energies from", [source[bool(run.energies)] for run in runs]))
+    rows.append(("energies from", [_source(run) for run in runs]))
     return rows
+
+
+def _source(run: Run) -> str:
+    """The file of the run's energies over training."""
+    means, samples = "metrics.csv (means over the training batches)", "energies.csv (fixed samples)"
+    if not run.energies:
+        return means
+    if run.every_epoch_recorded:
+        return samples
+    return f"{samples}, which lacks epochs; for the verdict {means}"
 
 
 def _test(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

@@ -83,14 +83,19 @@ class Run:
         epochs = np.array([row["step"] / steps_per_epoch for row in rows])
         return epochs, np.array([row[column] for row in rows])
 
+    @property
+    def every_epoch_recorded(self) -> bool:
+        """Whether energies.csv has the end of each epoch, or the verdict asks metrics.csv."""
+        curve = self.energy_curve("abnormal_fraction")
+        return curve is not None and set(self.epochs) <= set(np.round(curve[0], 6))
+
     def training_signal(self, column: str, metric: str) -> np.ndarray:
         """``[T]``, a column of energies.csv at the ends of the epochs; else a metric over them."""
         curve = self.energy_curve(column)
-        if curve is not None:
-            found = dict(zip(np.round(curve[0], 6), curve[1], strict=True))
-            if all(epoch in found for epoch in self.epochs):
-                return np.array([found[epoch] for epoch in self.epochs])
-        return self.curve(metric)
+        if curve is None or not self.every_epoch_recorded:
+            return self.curve(metric)
+        found = dict(zip(np.round(curve[0], 6), curve[1], strict=True))
+        return np.array([found[epoch] for epoch in self.epochs])
 
     def collapse(self) -> Collapse | None:
         """Catastrophic overfitting, if there was any."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from der_tf.analysis import read_run, read_runs
+from der_tf.analysis.report import table
 from der_tf.files import write_text
 from tests.analysis.run_files import energy_row, make_run
 
@@ -39,6 +40,21 @@ def test_the_verdict_looks_at_the_samples_and_without_them_at_the_metrics(tmp_pa
     verdict = read_run(tmp_path / "watched").verdict()
     assert verdict.startswith("CO in epoch 4: robust validation accuracy 40.0 → 2.0 %")
     assert "abnormal samples 0.0 → 80.0 %" in verdict
+
+
+def test_where_records_lack_epochs_the_verdict_looks_at_the_metrics_and_the_table_says_so(tmp_path):
+    samples = "energies.csv (fixed samples)"
+    shares = {1: 0.0, 2: 0.0, 3: 0.0, 4: 0.8}
+    for name, recorded, verdict, source in (
+        ("whole", (1, 2, 3, 4), "CO in epoch 4", samples),
+        ("spaced", (2, 4), "neither CO nor RO", f"{samples}, which lacks epochs; for the verdict"),
+    ):
+        make_run(tmp_path / name, [energy_row(n, 10 * n, shares[n]) for n in recorded])
+        run = read_run(tmp_path / name)
+        assert run.verdict().startswith(verdict)
+        (told,) = dict(dict(table([run]))["training"])["energies from"]
+        assert told.startswith(source)
+        assert ("metrics.csv" in told) == (name == "spaced")
 
 
 def test_the_best_epoch_is_the_first_of_the_highest_robust_accuracy(tmp_path):
