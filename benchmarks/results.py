@@ -5,16 +5,23 @@
 Keeps what the table needs of each run in ``benchmarks/results/runs.json`` (paths of the machine
 left out) and writes the table between the markers of ``docs/results.md``. Without runs, writes the
 table again from the file.
+
+    python benchmarks/results.py --restore NAME OUT
+
+lays the epochs of one of them out as a run directory, for ``der-tf analyze``.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from pathlib import Path
 
 from pages import fill
+
+from der_tf.files import write_table, write_text
+from der_tf.training.records import read_metrics
+from der_tf.training.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 STORE = ROOT / "benchmarks" / "results" / "runs.json"
@@ -32,21 +39,34 @@ def collect(run: Path, machine: str) -> dict:
         for before, argument in zip(["", *arguments], arguments, strict=False)
         if argument not in LOCAL and before not in LOCAL
     ]
-    with open(run / "metrics.csv", newline="") as file:
-        epochs = [
-            {name: float(value) for name, value in row.items()} for row in csv.DictReader(file)
-        ]
     return {
         "command": " ".join(["python train.py", *kept]),
         "configuration": {k: v for k, v in record["configuration"].items() if k != "data_dir"},
+        "class_names": record["class_names"],
         "versions": record["versions"],
+        "git_commit": record["git_commit"],
+        "created": record["created"],
         "machine": machine,
-        "epochs": epochs,
+        "epochs": read_metrics(run / "metrics.csv"),
         "evaluation": {
             name: evaluation[name]
             for name in ("images", "seed", "natural", "attacks", "worst_case")
         },
     }
+
+
+def restore(kept: dict, out: Path) -> None:
+    """Lay what is kept of a run out as a run directory, without its networks."""
+    out.mkdir(parents=True)
+    run = RunDirectory(out)
+    names = ("configuration", "class_names", "versions", "git_commit", "created")
+    record = {
+        "schema": 1,
+        "arguments": kept["command"].split()[2:],
+        **{name: kept[name] for name in names if name in kept},
+    }
+    write_text(run.config, json.dumps(record, indent=2) + "\n")
+    write_table(run.metrics, kept["epochs"])
 
 
 def percent(measured: dict) -> str:
@@ -78,8 +98,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--machine", default="", help="what the runs ran on, in words")
+    parser.add_argument(
+        "--restore", nargs=2, metavar=("NAME", "OUT"), help="lay the run NAME out in OUT"
+    )
     options = parser.parse_args()
     runs = json.loads(STORE.read_text()) if STORE.exists() else {}
+    if options.restore:
+        name, out = options.restore
+        restore(runs[name], Path(out))
+        return
     runs |= {run.name: collect(run, options.machine) for run in options.runs}
     STORE.parent.mkdir(exist_ok=True)
     STORE.write_text(json.dumps(runs, indent=1) + "\n")

@@ -136,6 +136,8 @@ def read_run(path: Path, name: str | None = None) -> Run:
     if config is None or record is None:
         what = "it has no config.json" if path.is_dir() else "there is no such folder"
         raise ValueError(f"analyze takes run directories of der-tf train; received {path}: {what}")
+    if not record.get("class_names"):
+        raise ValueError(f"{directory.config} names no classes; der-tf train writes class_names")
     metrics = read_metrics(directory.metrics)
     if not metrics:
         raise ValueError(f"{path} has no finished epoch yet")

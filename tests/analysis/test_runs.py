@@ -73,6 +73,11 @@ def test_what_is_no_run_is_refused(tmp_path):
     run.metrics.unlink()
     with pytest.raises(ValueError, match="has no finished epoch yet"):
         read_run(run.path)
+    record = json.loads(run.config.read_text())
+    del record["class_names"]
+    write_text(run.config, json.dumps(record))
+    with pytest.raises(ValueError, match=r"config\.json names no classes"):
+        read_run(run.path)
 
 
 def test_runs_side_by_side_are_few_different_and_of_one_data_set(tmp_path):
