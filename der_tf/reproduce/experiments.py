@@ -215,6 +215,7 @@ def _ablation(level: int, epochs: int) -> dict[str, Options]:
     return {
         "none": {"der_weight": 0},
         **{f"weight-{weight}": {"der_weight": float(weight)} for weight in (3, 10, 30, 100)},
+        "weight-100-warm-up": {"der_weight": 100.0, "der_warmup_epochs": epochs / 2},
         **{name: {"der_weight": 30.0, **form} for name, form in forms.items()},
         "free-squared-hinge": {
             "der_penalty": "squared_hinge",

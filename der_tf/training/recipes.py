@@ -200,10 +200,11 @@ DER = _table(
 )
 
 # (l-inf radius, weight of single-step DER from there on) by data set. On all of CIFAR-10 at 16/255
-# 30 lets training collapse, at width 16 and at full scale, and 100 holds at width 16 (`python
-# train.py --dataset cifar10 --width 16 --attack rs_fgsm --epsilon 16/255 --epochs 12`;
-# docs/results.md). CIFAR-100 follows, unmeasured. Digits lose robustness by it (`make train
-# ARGS="--der-weight 100"`), so that other data sets keep the weight of the table above.
+# 30 lets training collapse, at width 16 and at full scale, and 100 held at width 16 in one run
+# (`python train.py --dataset cifar10 --width 16 --attack rs_fgsm --epsilon 16/255 --epochs 12`),
+# but not with `--der-warmup-epochs 4`, which a part of the data needs (docs/results.md).
+# CIFAR-100 follows, unmeasured. Digits lose robustness by it (`make train ARGS="--der-weight
+# 100"`), so that other data sets keep the weight of the table above.
 _LARGE_RADIUS_DER = MappingProxyType({"cifar10": (12 / 255, 100.0), "cifar100": (12 / 255, 100.0)})
 
 
