@@ -31,8 +31,9 @@ LOCAL = ("--data-dir", "--run-dir", "--export-dir")
 
 def collect(run: Path, machine: str) -> dict:
     """What is kept of a run directory."""
-    record = json.loads((run / "config.json").read_text())
-    evaluation = json.loads((run / "evaluation.json").read_text())
+    directory = RunDirectory(run)
+    record = json.loads(directory.config.read_text())
+    evaluation = json.loads(directory.evaluation.read_text())
     arguments = record["arguments"]
     kept = [
         argument
@@ -47,7 +48,7 @@ def collect(run: Path, machine: str) -> dict:
         "git_commit": record["git_commit"],
         "created": record["created"],
         "machine": machine,
-        "epochs": read_metrics(run / "metrics.csv"),
+        "epochs": read_metrics(directory.metrics),
         "evaluation": {
             name: evaluation[name]
             for name in ("images", "seed", "natural", "attacks", "worst_case")
@@ -105,11 +106,12 @@ def main() -> None:
     runs = json.loads(STORE.read_text()) if STORE.exists() else {}
     if options.restore:
         name, out = options.restore
+        if name not in runs:
+            parser.error(f"--restore names one of {', '.join(runs)}; received {name}")
         restore(runs[name], Path(out))
         return
     runs |= {run.name: collect(run, options.machine) for run in options.runs}
-    STORE.parent.mkdir(exist_ok=True)
-    STORE.write_text(json.dumps(runs, indent=1) + "\n")
+    write_text(STORE, json.dumps(runs, indent=1) + "\n")
     fill(PAGE, "benchmarks/results.py", table(runs))
     print(table(runs))
 
