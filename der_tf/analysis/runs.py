@@ -100,20 +100,14 @@ class Run:
     def collapse(self) -> Collapse | None:
         """Catastrophic overfitting, if there was any."""
         return catastrophic_overfitting(
-            self.curve("val_robust_accuracy"),
-            self.training_signal("abnormal_fraction", "abnormal_fraction"),
-            self.training_signal("delta_marginal_energy_mean", "delta_marginal_energy"),
+            self.curve("val_robust_accuracy"), self.curve("robust_accuracy")
         )
 
     def verdict(self) -> str:
         """CO, RO or neither, with the numbers that say so."""
         collapse = self.collapse()
         if collapse is not None:
-            return (
-                f"CO in epoch {self.epochs[collapse.epoch]}: robust validation accuracy "
-                f"{_change(collapse.robust)}, abnormal samples {_change(collapse.abnormal)}, mean "
-                f"dE(x) {collapse.delta[0]:+.3f} → {collapse.delta[1]:+.3f}"
-            )
+            return self._told(collapse)
         robust = self.curve("val_robust_accuracy")
         chance = 1 / len(self.class_names)
         if robust.max() < ABOVE_CHANCE * chance:
@@ -122,6 +116,22 @@ class Run:
         if gap is not None:
             return f"RO: {100 * gap:.1f} points below the best epoch"
         return "neither CO nor RO"
+
+    def _told(self, collapse: Collapse) -> str:
+        """A collapse with the numbers before and after it, and what the energies show of it."""
+        before, epoch = collapse.before, collapse.epoch
+        robust, trained = self.curve("val_robust_accuracy"), self.curve("robust_accuracy")
+        abnormal = self.training_signal("abnormal_fraction", "abnormal_fraction")
+        delta = self.training_signal("delta_marginal_energy_mean", "delta_marginal_energy")
+        # What is averaged over an epoch shows a collapse at its end only in the next one.
+        seen = slice(epoch, epoch + 2)
+        return (
+            f"CO in epoch {self.epochs[epoch]}: since epoch {self.epochs[before]} robust "
+            f"validation accuracy {_change(robust[before], robust[epoch])}, under the training "
+            f"attack {_change(trained[before], trained[epoch])}, abnormal samples "
+            f"{_change(abnormal[before], abnormal[seen].max())}, mean dE(x) "
+            f"{delta[before]:+.3f} → {delta[seen].max():+.3f}"
+        )
 
 
 def read_run(path: Path, name: str | None = None) -> Run:
@@ -200,5 +210,5 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path} cannot be read: {error}") from None
 
 
-def _change(shares: tuple[float, float]) -> str:
-    return f"{100 * shares[0]:.1f} → {100 * shares[1]:.1f} %"
+def _change(before: float, after: float) -> str:
+    return f"{100 * before:.1f} → {100 * after:.1f} %"

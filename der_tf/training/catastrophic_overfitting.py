@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from der_tf import energy
+from der_tf.analysis.verdict import catastrophic_overfitting
 from der_tf.attacks import Attack
 from der_tf.attacks.base import checked
 from der_tf.attacks.gradient import PGD
@@ -40,8 +41,8 @@ class CatastrophicOverfittingGuard(Alarms):
     * **Probe**, at a sign and every ``probe_every`` steps. On n fixed images and in inference mode,
       p_t is the accuracy under a short PGD, q_t that under the training attack, and b_t the share
       of abnormal samples. DER holds a_t down, which is measured in training mode, and not b_t.
-    * **Reference** r_t, the robustness there is to lose: p of the first probe, then at every probe
-      without an alarm r <- (r + p_t) / 2.
+    * **Reference** r_t, the robustness there is to lose: the largest value so far of m, which is p
+      of the first probe, then at every probe without an alarm m <- (m + p_t) / 2.
     * **Alarm**, at a probe where robustness is lost, to PGD alone, by more than chance explains:
 
           p_t < (1 - drop) r_t,    p_t < (1 - drop) q_t,    and one of
@@ -52,7 +53,11 @@ class CatastrophicOverfittingGuard(Alarms):
       The last one is for large radii, where a robust network is right on a tenth of the images,
       and n cannot tell a tenth from nothing: the share of abnormal samples has to confirm it.
 
-      One alarm a collapse: the next one is raised after a probe that found it over.
+    * **Epochs.** A collapse under DER may take two epochs, and leave abnormal samples rare. At the
+      end of an epoch there is an alarm when validation and training have collapsed since the last
+      one by :func:`~der_tf.analysis.catastrophic_overfitting`; it needs validation data in ``fit``.
+
+    One alarm a collapse: the next one is raised after a probe with p >= (1 - drop) r.
 
     What follows an alarm: ``"warn"`` nothing but the line; ``"stop"`` the end of ``fit``;
     ``"roll_back"`` the weights, batch statistics and optimizer state of the last robust probe come
@@ -117,6 +122,10 @@ class CatastrophicOverfittingGuard(Alarms):
         self._abnormal, self._drop = abnormal, drop
         self._attack = attack
         self._seed = seed
+        # Of the epochs since the last alarm: on validation images under PGD, on those of training
+        # under its attack.
+        self._accuracies = tf.Variable(np.zeros([0, 2]), shape=[None, 2])
+        self._mean = tf.Variable(0.0, dtype=tf.float64)
         self._reference = tf.Variable(-1.0, dtype=tf.float64)  # -1: no probe yet
         self._abnormal_before = tf.Variable(0.0, dtype=tf.float64)
         self._seen = tf.Variable([0.0, 0.0], dtype=tf.float64)  # sum and count of the metric
@@ -128,8 +137,8 @@ class CatastrophicOverfittingGuard(Alarms):
     @property
     def variables(self) -> list[tf.Variable]:
         """What a checkpoint has to keep; complete once :meth:`set_model` was called."""
-        state = [self._reference, self._abnormal_before, self._seen, self._is_lost]
-        return [*state, self._robust_step, *self._robust_state]
+        probes = [self._mean, self._reference, self._abnormal_before, self._seen]
+        return [*probes, self._accuracies, self._is_lost, self._robust_step, *self._robust_state]
 
     @property
     def reached(self) -> bool:
@@ -176,18 +185,39 @@ class CatastrophicOverfittingGuard(Alarms):
             self._abnormal_before.assign(share)
         share = float(np.fmax(share, abnormal))
         reference = float(self._reference.numpy())
+        if self._is_lost.numpy() and robust < (1 - self._drop) * reference:
+            return
         if reference >= 0 and self._is_alarm(robust, trained, reference, share):
-            if not self._is_lost.numpy():
-                self._is_lost.assign(True)
-                self._act(share, robust, trained, reference)
+            self._act(
+                f"accuracy under PGD {robust:.1%}, before {reference:.1%}, "
+                f"under the training attack {trained:.1%}, abnormal share {share:.1%}"
+            )
             return
         self._is_lost.assign(False)
-        reference = robust if reference < 0 else (reference + robust) / 2
+        mean = robust if reference < 0 else (float(self._mean.numpy()) + robust) / 2
+        reference = max(reference, mean)
+        self._mean.assign(mean)
         self._reference.assign(reference)
         if self._robust_state and not is_sign and robust >= (1 - self._drop / 2) * reference:
             for kept, variable in zip(self._robust_state, _state(self.model), strict=True):
                 kept.assign(keras.ops.convert_to_numpy(variable))
             self._robust_step.assign(self._step)
+
+    def on_epoch_end(self, epoch, logs=None) -> None:
+        logs = logs or {}
+        if "val_robust_accuracy" not in logs or self._is_lost.numpy():
+            return
+        seen = [[logs["val_robust_accuracy"], logs["robust_accuracy"]]]
+        self._accuracies.assign(np.concatenate([self._accuracies.numpy(), seen]))
+        robust, trained = self._accuracies.numpy().T
+        found = catastrophic_overfitting(robust, trained)
+        if found is not None:
+            self._act(
+                f"accuracy of validation images under PGD {robust[-1]:.1%}, in epoch "
+                f"{epoch + 1 - (found.epoch - found.before)} {robust[found.before]:.1%}, of "
+                f"training images under the training attack {trained[-1]:.1%}, then "
+                f"{trained[found.before]:.1%}"
+            )
 
     def _is_alarm(self, robust: float, trained: float, reference: float, share: float) -> bool:
         if robust >= (1 - self._drop) * min(reference, trained):
@@ -199,7 +229,9 @@ class CatastrophicOverfittingGuard(Alarms):
 
         return exceeds_chance(reference) or (exceeds_chance(trained) and share >= self._abnormal)
 
-    def _act(self, share: float, robust: float, trained: float, reference: float) -> None:
+    def _act(self, seen: str) -> None:
+        self._is_lost.assign(True)
+        self._accuracies.assign(np.zeros([0, 2]))
         robust_step = int(self._robust_step.numpy())
         follows = "training goes on"
         if self.action == "stop":
@@ -213,12 +245,7 @@ class CatastrophicOverfittingGuard(Alarms):
             self._is_lost.assign(False)
             self._abnormal_before.assign(0.0)
             follows = f"back to the weights of step {robust_step}"
-        self.speak_up(
-            self._epoch + 1,
-            self.action,
-            f"catastrophic overfitting: accuracy under PGD {robust:.1%}, before {reference:.1%}, "
-            f"under the training attack {trained:.1%}, abnormal share {share:.1%}; {follows}",
-        )
+        self.speak_up(self._epoch + 1, self.action, f"catastrophic overfitting: {seen}; {follows}")
 
     def _abnormal_since(self) -> float:
         """Share of abnormal samples among those measured since the last look; NaN for none."""

@@ -4,7 +4,8 @@ from der_tf.files import write_table
 from der_tf.training.recipes import resolve
 from der_tf.training.run_directory import RunDirectory
 
-ROBUST = [0.3, 0.35, 0.4, 0.02]
+ROBUST = [0.3, 0.35, 0.4, 0.02]  # under PGD, on validation images
+TRAINED = [0.3, 0.35, 0.4, 0.7]  # under the training attack, on training images
 
 
 def make_run(path, energies=(), **options):
@@ -15,14 +16,14 @@ def make_run(path, energies=(), **options):
     rows = [
         {
             "epoch": epoch,
-            "robust_accuracy": 0.5,
+            "robust_accuracy": trained,
             "val_robust_accuracy": robust,
             "val_clean_accuracy": 0.9,
             "abnormal_fraction": 0.01,
             "delta_marginal_energy": 0.1,
             "learning_rate": 0.1,
         }
-        for epoch, robust in enumerate(ROBUST, start=1)
+        for epoch, (robust, trained) in enumerate(zip(ROBUST, TRAINED, strict=True), start=1)
     ]
     write_table(run.metrics, rows)
     run.best.touch()

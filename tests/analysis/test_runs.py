@@ -31,30 +31,25 @@ def test_curves_are_those_of_the_training_samples_under_the_attack_asked_for(tmp
     assert run.energy_curve("abnormal_fraction", "pgd")[1].tolist() == [0.2]
 
 
-def test_the_verdict_looks_at_the_samples_and_without_them_at_the_metrics(tmp_path):
-    # metrics.csv shows no sign of a collapse, energies.csv does.
-    make_run(tmp_path / "older")
-    assert read_run(tmp_path / "older").verdict() == "neither CO nor RO"
-    rows = [energy_row(epoch, 10 * epoch, share) for epoch, share in enumerate((0, 0, 0, 0.8), 1)]
-    make_run(tmp_path / "watched", rows)
-    verdict = read_run(tmp_path / "watched").verdict()
-    assert verdict.startswith("CO in epoch 4: robust validation accuracy 40.0 → 2.0 %")
-    assert "abnormal samples 0.0 → 80.0 %" in verdict
-
-
-def test_where_records_lack_epochs_the_verdict_looks_at_the_metrics_and_the_table_says_so(tmp_path):
-    samples = "energies.csv (fixed samples)"
-    shares = {1: 0.0, 2: 0.0, 3: 0.0, 4: 0.8}
-    for name, recorded, verdict, source in (
-        ("whole", (1, 2, 3, 4), "CO in epoch 4", samples),
-        ("spaced", (2, 4), "neither CO nor RO", f"{samples}, which lacks epochs; for the verdict"),
+def test_a_collapse_is_told_with_the_energies_of_the_samples_and_without_them_of_the_metrics(
+    tmp_path,
+):
+    shares = (0.0, 0.0, 0.1, 0.8)
+    for name, recorded, seen, source in (
+        ("older", (), "1.0 → 1.0 %", "metrics.csv"),
+        ("watched", (1, 2, 3, 4), "10.0 → 80.0 %", "energies.csv (fixed samples)"),
+        ("spaced", (2, 4), "1.0 → 1.0 %", "energies.csv (fixed samples), which lacks epochs"),
     ):
-        make_run(tmp_path / name, [energy_row(n, 10 * n, shares[n]) for n in recorded])
+        make_run(tmp_path / name, [energy_row(n, 10 * n, shares[n - 1]) for n in recorded])
         run = read_run(tmp_path / name)
-        assert run.verdict().startswith(verdict)
+        assert run.verdict().startswith(
+            "CO in epoch 4: since epoch 3 robust validation accuracy 40.0 → 2.0 %, "
+            "under the training attack 40.0 → 70.0 %, "
+            f"abnormal samples {seen}, mean dE(x)"
+        )
         (told,) = dict(dict(table([run]))["training"])["energies from"]
         assert told.startswith(source)
-        assert ("metrics.csv" in told) == (name == "spaced")
+        assert ("metrics.csv" in told) == (name != "watched")
 
 
 def test_the_best_epoch_is_the_first_of_the_highest_robust_accuracy(tmp_path):

@@ -1,68 +1,82 @@
 """Verdicts on curves whose answer is known."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from der_tf.analysis import catastrophic_overfitting, robust_overfitting
+from der_tf.analysis import Collapse, catastrophic_overfitting, robust_overfitting
 
 RISING = np.array([0.2, 0.28, 0.33, 0.36, 0.38, 0.4])
 COLLAPSING = np.array([0.2, 0.3, 0.35, 0.02, 0.01, 0.0])
-FEW = np.full(6, 0.03)
-MANY = np.array([0.03, 0.03, 0.04, 0.6, 0.7, 0.8])
-CALM = np.array([0.02, 0.03, 0.02, 0.03, 0.02, 0.03])
-JUMPING = np.array([0.02, 0.03, 0.02, 0.3, 0.35, 0.3])
-
-
-@pytest.mark.parametrize(("abnormal", "delta"), [(MANY, CALM), (FEW, JUMPING), (MANY, JUMPING)])
-def test_a_collapse_with_either_sign_is_catastrophic_overfitting(abnormal, delta):
-    found = catastrophic_overfitting(COLLAPSING, abnormal, delta)
-    assert found is not None
-    assert found.epoch == 3
-    assert found.robust == (0.35, 0.02)
-    assert found.abnormal == (abnormal[2], max(abnormal[3:5]))
-    assert found.delta == (delta[2], max(delta[3:5]))
-
-
-def test_signs_averaged_over_the_epoch_may_come_one_epoch_later():
-    late = np.roll(MANY, 1)
-    late[0] = 0.03
-    found = catastrophic_overfitting(COLLAPSING, late, CALM)
-    assert found is not None
-    assert found.epoch == 3
+TRAINING = np.array([0.2, 0.3, 0.35, 0.5, 0.6, 0.7])
 
 
 @pytest.mark.parametrize(
-    ("robust", "abnormal", "delta", "why"),
+    ("robust", "before", "epoch"),
     [
-        (RISING, MANY, JUMPING, "robustness rises"),
-        (COLLAPSING, FEW, CALM, "no sign of a collapse beside the accuracy"),
-        (np.array([0.2, 0.3, 0.35, 0.13, 0.2, 0.3]), MANY, JUMPING, "more than a third is left"),
-        (np.array([0.3, 0.24, 0.18, 0.12, 0.09, 0.08]), MANY, JUMPING, "it falls over epochs"),
-        (COLLAPSING[:1], MANY[:1], JUMPING[:1], "one epoch has nothing before it"),
+        (COLLAPSING, 2, 3),
+        # In two steps, each of which leaves or takes too little.
+        (np.array([0.2, 0.3, 0.36, 0.2, 0.15, 0.1]), 2, 4),
+        # From below chance: strong attacks leave networks in their first epochs less than that.
+        (np.array([0.07, 0.08, 0.08, 0.01, 0.01, 0.0]), 1, 3),
+        # The first one counts even when the network recovers.
+        (np.array([0.3, 0.35, 0.02, 0.3, 0.01, 0.0]), 1, 2),
     ],
 )
-def test_what_is_no_catastrophic_overfitting(robust, abnormal, delta, why):
-    assert catastrophic_overfitting(robust, abnormal, delta) is None, why
+def test_catastrophic_overfitting(robust, before, epoch):
+    found = catastrophic_overfitting(robust, TRAINING)
+    assert found == Collapse(before=before, epoch=epoch)
 
 
-def test_the_first_collapse_counts_even_when_the_network_recovers():
-    robust = np.array([0.3, 0.35, 0.02, 0.3, 0.01, 0.0])
-    abnormal = np.array([0.03, 0.03, 0.7, 0.05, 0.8, 0.8])
-    found = catastrophic_overfitting(robust, abnormal, CALM)
-    assert found is not None
-    assert found.epoch == 2
+@pytest.mark.parametrize(
+    ("robust", "training", "why"),
+    [
+        (RISING, TRAINING, "robustness rises"),
+        (COLLAPSING, np.full(6, 0.3), "training accuracy does not rise"),
+        (COLLAPSING, TRAINING[::-1], "robustness is lost to the training attack, too"),
+        (np.array([0.2, 0.3, 0.35, 0.18, 0.2, 0.3]), TRAINING, "more than half is left"),
+        (np.array([0.4, 0.35, 0.3, 0.25, 0.2, 0.15]), TRAINING, "it falls over many epochs"),
+        (COLLAPSING[:1], TRAINING[:1], "one epoch has nothing before it"),
+    ],
+)
+def test_what_is_no_catastrophic_overfitting(robust, training, why):
+    assert catastrophic_overfitting(robust, training) is None, why
 
 
-def test_a_collapse_from_below_chance_is_one():
-    # Strong attacks leave networks in their first epochs less than guessing would get.
-    weak = np.array([0.07, 0.08, 0.08, 0.01, 0.01, 0.0])
-    found = catastrophic_overfitting(weak, MANY, CALM)
-    assert found is not None
-    assert found.epoch == 3
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def kept(experiment):
+    """(name, its curves, accuracy under PGD on test images in the last epoch) of kept runs."""
+    rows = json.loads((RESULTS / f"{experiment}-small.json").read_text())["rows"]
+    runs = [(row, run) for row in rows for run in row["runs"] if not run.get("diverged")]
+    for row, run in runs:
+        curves = (
+            np.array([epoch[name] for epoch in run["epochs"]])
+            for name in ("val_robust_accuracy", "robust_accuracy")
+        )
+        pgd = run["test"]["last"]["attacks"]["pgd"]["accuracy"]
+        yield f"{row['cure']}-{row['level']} seed {run['seed']}", curves, pgd
+
+
+@pytest.mark.parametrize("experiment", ["catastrophic-overfitting", "der-ablation"])
+def test_of_kept_runs_it_finds_all_that_are_lost_and_none_that_are_robust(experiment):
+    for name, curves, pgd in kept(experiment):
+        found = catastrophic_overfitting(*curves)
+        if pgd < 0.02:
+            assert found is not None, name
+        if pgd > 0.1:
+            assert found is None, name
+
+
+def test_of_kept_runs_it_finds_none_of_multi_step_training():
+    for name, curves, _ in kept("robust-overfitting"):
+        assert catastrophic_overfitting(*curves) is None, name
 
 
 DECAY = np.array([0.1, 0.1, 0.1, 0.01, 0.01, 0.01])
-TRAINING = np.array([0.2, 0.3, 0.35, 0.5, 0.6, 0.7])
 
 
 def test_robust_overfitting_is_the_gap_after_the_decay():

@@ -180,6 +180,48 @@ def test_a_training_that_stays_robust_raises_no_alarm(digits, tmp_path):
     assert robust_accuracy(model, digits) > 0.4
 
 
+def test_a_collapse_between_probes_is_noticed_at_the_end_of_the_epoch(digits, tmp_path):
+    x, y = digits
+    watching = guard(digits, "stop", probe_every=10**6, look_every=10**6, directory=tmp_path)
+    model = classifier()
+    history = model.fit(
+        tf.data.Dataset.from_tensor_slices(digits).batch(64).repeat(),
+        validation_data=tf.data.Dataset.from_tensor_slices((x[:256], y[:256])).batch(64),
+        steps_per_epoch=SWITCH // 2,
+        epochs=5,
+        shuffle=False,
+        verbose=0,
+        callbacks=[watching],
+    ).history
+    (row,) = read_alarms(tmp_path / "alarms.csv")
+    # Robustness is gone after epoch 3. The mean of training over that epoch does not tell yet.
+    assert row["epoch"] == 4
+    assert watching.reached
+    robust = history["val_robust_accuracy"]
+    assert len(robust) == 4
+    assert robust[1] > 0.3 > 0.1 > robust[2]
+    assert f"under PGD {robust[3]:.1%}, in epoch 2 {robust[1]:.1%}" in row["message"]
+
+
+# A run of RS-FGSM with DER at 16/255 on CIFAR-10 (docs/results.md): no energy shows its collapse.
+PGD_ACCURACY = [0.118, 0.154, 0.163, 0.18, 0.179, 0.196, 0.184, 0.199, 0.216, 0.207, 0.098, 0.062]
+TRAINED_ACCURACY = [0.129, 0.181, 0.19, 0.197, 0.2, 0.206, 0.218, 0.221, 0.232, 0.245, 0.338, 0.455]
+
+
+def test_a_collapse_over_two_epochs_is_one_alarm_also_of_a_run_taken_up_again(digits, tmp_path):
+    for epoch, (pgd, trained) in enumerate(zip(PGD_ACCURACY, TRAINED_ACCURACY, strict=True)):
+        model, watching = classifier(), guard(digits, directory=tmp_path)
+        watching.set_model(model)
+        checkpoints = Checkpoints(tmp_path / "states", model, others=watching.variables)
+        checkpoints.restore()
+        watching.on_epoch_begin(epoch)
+        watching.on_epoch_end(epoch, {"val_robust_accuracy": pgd, "robust_accuracy": trained})
+        checkpoints.save(epoch + 1, 0)
+    (row,) = read_alarms(tmp_path / "alarms.csv")
+    assert row["epoch"] == 11
+    assert "under PGD 9.8%, in epoch 9 21.6%" in row["message"]
+
+
 def test_a_probe_counts_right_and_abnormal_images_in_inference_mode(digits):
     model = fit(classifier(), digits, stop=SWITCH + 10)
     x, y = digits[0][:128], digits[1][:128]
