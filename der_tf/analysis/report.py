@@ -84,12 +84,18 @@ the test set is looked at once, with that network.</p>
 
 
 def _configuration(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    has_der = any(run.config.der_weight for run in runs)
     names = [field.name for field in dataclasses.fields(Configuration)]
     values = {name: [getattr(run.config, name) for run in runs] for name in names}
-    differing = [name for name in names if any(v != values[name][0] for v in values[name])]
+    others = [
+        name
+        for name in names
+        if any(value != values[name][0] for value in values[name])
+        or (has_der and name.startswith("der_"))
+    ]
     return [
         (name.replace("_", " "), [_value(run.config, name) for run in runs])
-        for name in (*ALWAYS, *(name for name in differing if name not in ALWAYS))
+        for name in dict.fromkeys((*ALWAYS, *others))
     ]
 
 

@@ -93,6 +93,17 @@ def test_runs_side_by_side_are_few_different_and_of_one_data_set(tmp_path):
         read_runs(paths)
 
 
+def test_the_table_tells_what_a_run_reads_of_der(tmp_path):
+    options = {"der_warmup_epochs": 4.0, "der_weight": 100.0}
+    with_der = read_run(make_run(tmp_path / "with", **options).path)
+    without = read_run(make_run(tmp_path / "without", der_weight=0.0).path)
+    told = dict(dict(table([with_der, without]))["configuration"])
+    assert told["der weight"] == ["100.0", "0.0"]
+    assert told["der warmup epochs"] == ["4.0", ""]
+    assert told["der penalty"] == ["hinge", ""]
+    assert "der penalty" not in dict(dict(table([without]))["configuration"])
+
+
 def test_runs_of_one_name_are_called_by_their_paths(tmp_path):
     paths = []
     for folder in ("a", "b"):
