@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from der_tf.analysis.runs import Run
-from der_tf.analysis.verdict import RULES
 from der_tf.evaluation.report import fraction
 from der_tf.files import write_text
+from der_tf.overfitting import RULES
 from der_tf.training.recipes import Configuration
 
 PAPER = (

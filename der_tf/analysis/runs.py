@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from der_tf.analysis.verdict import (
+from der_tf.overfitting import (
     ABOVE_CHANCE,
     Collapse,
     catastrophic_overfitting,

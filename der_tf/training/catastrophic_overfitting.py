@@ -11,10 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from der_tf import energy
-from der_tf.analysis.verdict import catastrophic_overfitting
 from der_tf.attacks import Attack
 from der_tf.attacks.base import checked
 from der_tf.attacks.gradient import PGD
+from der_tf.overfitting import catastrophic_overfitting
 from der_tf.training.alarms import Alarms, Write, show
 from der_tf.training.batch import TrainingBatch
 from der_tf.training.classifier import RobustClassifier
@@ -54,8 +54,8 @@ class CatastrophicOverfittingGuard(Alarms):
       and n cannot tell a tenth from nothing: the share of abnormal samples has to confirm it.
 
     * **Epochs.** A collapse under DER may take two epochs, and leave abnormal samples rare. At the
-      end of an epoch there is an alarm when validation and training have collapsed since the last
-      one by :func:`~der_tf.analysis.catastrophic_overfitting`; it needs validation data in ``fit``.
+      end of an epoch there is an alarm when the accuracies of the epochs since the last one are a
+      collapse by :data:`der_tf.overfitting.RULES`. It needs validation data in ``fit``.
 
     One alarm a collapse: the next one is raised after a probe with p >= (1 - drop) r.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from der_tf.analysis import Collapse, catastrophic_overfitting, robust_overfitting
+from der_tf.overfitting import Collapse, catastrophic_overfitting, robust_overfitting
 
 RISING = np.array([0.2, 0.28, 0.33, 0.36, 0.38, 0.4])
 COLLAPSING = np.array([0.2, 0.3, 0.35, 0.02, 0.01, 0.0])
@@ -45,7 +45,7 @@ def test_what_is_no_catastrophic_overfitting(robust, training, why):
     assert catastrophic_overfitting(robust, training) is None, why
 
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
 def kept(experiment):
