@@ -130,8 +130,8 @@ class TrainOptions:
         _option(
             _LOSS,
             "Weight of the Delta Energy Regularizer; 0 turns it off. Default: 30 for rs_fgsm, "
-            "n_fgsm and fgsm, 100 on CIFAR from linf 12/255 on; 0 for multi-step attacks and "
-            "beside GradAlign or AAER.",
+            "n_fgsm and fgsm, 100 for rs_fgsm and fgsm on CIFAR from linf 12/255 on; 0 for "
+            "multi-step attacks and beside GradAlign or AAER.",
         ),
     ] = None
     der_penalty: Annotated[
@@ -166,7 +166,11 @@ class TrainOptions:
     ] = None
     der_warmup_epochs: Annotated[
         NotNegative | None,
-        _option(_LOSS, "Epochs over which the weight of DER rises from 0. Default: 0."),
+        _option(
+            _LOSS,
+            "Epochs over which the weight of DER rises from 0. Default: 0, where the default "
+            "weight is 100 as many as see 40,000 images, at most half of all.",
+        ),
     ] = None
 
     grad_align_weight: Annotated[

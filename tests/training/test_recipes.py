@@ -68,12 +68,31 @@ def test_der_is_heavier_at_the_large_radii_of_cifar_alone():
 
     usual = weight()
     assert weight(epsilon=16 / 255) > usual == weight(epsilon=10 / 255)
-    assert weight(epsilon=16 / 255, attack="n_fgsm") == weight(epsilon=24 / 255)
+    assert weight(epsilon=16 / 255, attack="fgsm") == weight(epsilon=24 / 255)
+    assert weight(epsilon=16 / 255, attack="n_fgsm") == usual
     assert weight(norm="l2", epsilon=1.0) == usual  # another ball
     assert weight(dataset="digits", epsilon=0.2) == usual
     assert weight(epsilon=16 / 255, attack="pgd") == 0
     assert weight(epsilon=16 / 255, attack="n_fgsm", recipe="aaer") == 0
     assert weight(epsilon=16 / 255, der_weight=1.0) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "epochs"),
+    [
+        ({}, 0.8),
+        ({"limit_train": 10_000}, 4),
+        ({"limit_train": 1_000, "epochs": 8}, 4),  # half of the training
+        ({"der_weight": 100.0}, 0),
+        ({"der_warmup_epochs": 2.0}, 2),
+        ({"epsilon": 8 / 255}, 0),
+        ({"der_weight": 0.0}, 0),
+        ({"grad_align_weight": 0.2}, 0),
+    ],
+)
+def test_the_heavier_weight_is_warmed_up_over_so_many_images(given, epochs):
+    given = {"dataset": "cifar10", "attack": "rs_fgsm", "epsilon": 16 / 255, **given}
+    assert resolve(given).der_warmup_epochs == epochs
 
 
 def test_der_of_a_run_is_what_its_options_say():
