@@ -352,8 +352,9 @@ class TrainOptions:
         Literal["off", "warn", "stop", "roll-back"] | None,
         _option(
             _MEASURE,
-            "What to do at catastrophic overfitting, noticed within the epoch: warn, stop, or go "
-            "back to the last robust weights. Warns of robust overfitting, too. Default: warn.",
+            "What to do at catastrophic overfitting, noticed within the epoch or at its end: warn, "
+            "stop, or go back to the last robust weights. Warns of robust overfitting, too. "
+            "Default: warn.",
         ),
     ] = None
 
@@ -385,13 +386,7 @@ class TrainOptions:
     model_name: Annotated[
         str | None, _option(_RUN, "Name of the exported model. Default: DATASET-ATTACK.")
     ] = None
-    no_export: Annotated[
-        bool,
-        _flag(
-            _RUN,
-            "Write no SavedModel. Default: write one.",
-        ),
-    ] = False
+    no_export: Annotated[bool, _flag(_RUN, "Write no SavedModel. Default: write one.")] = False
     debug: Annotated[
         bool,
         _flag(

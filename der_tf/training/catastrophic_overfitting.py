@@ -212,11 +212,11 @@ class CatastrophicOverfittingGuard(Alarms):
         robust, trained = self._accuracies.numpy().T
         found = catastrophic_overfitting(robust, trained)
         if found is not None:
+            then = f"in epoch {epoch + 1 - (found.epoch - found.before)}"
             self._act(
-                f"accuracy of validation images under PGD {robust[-1]:.1%}, in epoch "
-                f"{epoch + 1 - (found.epoch - found.before)} {robust[found.before]:.1%}, of "
-                f"training images under the training attack {trained[-1]:.1%}, then "
-                f"{trained[found.before]:.1%}"
+                f"accuracy of validation images under PGD {robust[-1]:.1%}, {then} "
+                f"{robust[found.before]:.1%}; of training images under the training attack "
+                f"{trained[-1]:.1%}, {then} {trained[found.before]:.1%}"
             )
 
     def _is_alarm(self, robust: float, trained: float, reference: float, share: float) -> bool:
