@@ -220,8 +220,9 @@ class AbnormalExamples(Regularizer):
 
     Args:
         weight: lambda_1. Default 1.
-        loss: lambda_2, weight of the loss variation. Default 4.
-        logits: lambda_3, weight of the variation of the logits. Default 1.5.
+        loss: lambda_2, weight of the loss variation. Default 4, as in the authors' script; by
+            attack and radius they take other values (``AAER`` in ``der_tf.training.recipes``).
+        logits: lambda_3, weight of the variation of the logits. Default 1.5, likewise.
         full_gradient: what gradients flow through. False (default): the logits f(x*) of A alone,
             as in the authors' code, which makes the penalty nearly free; the loss variation is
             then part of the value without a gradient. True: L and A, through both passes, as the

@@ -178,9 +178,10 @@ class NFGSM(RSFGSM):
         return self.noise_scale * self.epsilon + self._step_size
 
     def start(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        # The noisy image is not clipped to [0, 1] before the step, as in the reference code.
+        # The authors' code keeps the noisy image in [0, 1], where its gradient is taken.
         scale = self.noise_scale * self.epsilon
-        return x + geometry.random_in_ball(tf.shape(x), scale, self.norm, seed)
+        noise = geometry.random_in_ball(tf.shape(x), scale, self.norm, seed)
+        return tf.clip_by_value(x + noise, 0.0, 1.0)
 
 
 @register

@@ -138,16 +138,12 @@ def arguments(options: Options) -> list[str]:
     return typed
 
 
-# Lambda of GradAlign by radius, its authors' values for CIFAR-10; they end at 16/255.
-GRAD_ALIGN = {8: 0.2, 16: 2.0}
-
 # The form of DER in the paper, which is not the default of single-step attacks.
 PAPER = {"der_penalty": "squared", "der_reference": "natural"}
 
 
 def _catastrophic(level: int, epochs: int) -> dict[str, Options]:
     """Single-step training with each cure, and multi-step training to compare with."""
-    grad_align = GRAD_ALIGN.get(level, GRAD_ALIGN[16])
     n_fgsm = {"attack": "n_fgsm"}
     square_and_hinge = {"der_penalty": "squared_plus_hinge", "der_weight": 10.0}
     square_and_hinge_natural = {**square_and_hinge, "der_weight": 5.0, "der_reference": "natural"}
@@ -166,11 +162,7 @@ def _catastrophic(level: int, epochs: int) -> dict[str, Options]:
         "n-fgsm-der-squared": {**n_fgsm, **squared},
         "n-fgsm-der-paper-5": {**n_fgsm, **PAPER, "der_weight": 5.0},
         "n-fgsm-der-paper-20": {**n_fgsm, **PAPER, "der_weight": 20.0},
-        "grad-align": {
-            "recipe": "grad_align",
-            "attack": "fgsm",
-            "grad_align_weight": grad_align,
-        },
+        "grad-align": {"recipe": "grad_align", "attack": "fgsm"},
         "aaer": {"recipe": "aaer", "attack": "n_fgsm"},
         "pgd-5": {"recipe": "rs_fgsm", "attack": "pgd", "steps": 5},
     }

@@ -119,16 +119,11 @@ RECIPES = _table(
     fgsm={**_FAST, "attack": "fgsm"},
     # de Jorge et al., "Make some noise" (2022).
     n_fgsm={**_FAST, "attack": "n_fgsm"},
-    # Andriushchenko and Flammarion (2020): from x itself.
-    grad_align={**_FAST, "attack": "fgsm", "learning_rate": 0.3, "grad_align_weight": 0.2},
-    # Lin et al., AAER (2023), with the noise of N-FGSM.
-    aaer={
-        **_FAST,
-        "attack": "n_fgsm",
-        "learning_rate": 0.05,
-        "aaer_weight": 1.0,
-        "aaer_warmup_epochs": 5.0,
-    },
+    # Andriushchenko and Flammarion (2020): from x itself. The weight is that of GRAD_ALIGN.
+    grad_align={**_FAST, "attack": "fgsm", "learning_rate": 0.3},
+    # Lin et al. (2023), with the noise of N-FGSM; lambda_2 and lambda_3 are those of AAER. Their
+    # peak of 0.05 and their warm-up of the attack's step over five epochs are for SVHN.
+    aaer={**_FAST, "attack": "n_fgsm", "aaer_weight": 1.0},
     # Madry et al. (2018) as Rice et al., "Overfitting in adversarially robust deep learning"
     # (2020), train it.
     pgd={
@@ -198,6 +193,17 @@ DER = _table(
     other={"der_weight": 0.0, "der_penalty": "squared", "der_reference": "natural"},
 )
 
+# The weights that the authors of other cures give for CIFAR-10, by l-inf radius in 1/255. A radius
+# between two has those of the smaller one; other balls and other data have those of 8/255.
+GRAD_ALIGN = MappingProxyType({8: 0.2, 16: 2.0})
+# AAER's lambda_2 and lambda_3 (its README), by attack.
+AAER = MappingProxyType(
+    {
+        "n_fgsm": {8: (1.5, 0.15), 12: (5.0, 0.55), 16: (8.5, 1.5), 32: (3.5, 0.7)},
+        "rs_fgsm": {8: (2.5, 1.5), 12: (5.0, 2.5), 16: (7.0, 3.25), 32: (6.0, 1.5)},
+    }
+)
+
 # From this l-inf radius on DER weighs more with FGSM and RS-FGSM on CIFAR, after a warm-up over so
 # many images. At 16/255 the weight of the table lets RS-FGSM collapse on all of CIFAR-10, N-FGSM
 # not (`train.py --dataset cifar10 --width 16 --attack rs_fgsm --epsilon 16/255 --epochs 12`).
@@ -232,6 +238,7 @@ def resolve(given: Mapping[str, Any]) -> Configuration:
     filled = {**RECIPES[recipe], **dataset, **given, "recipe": recipe}
     if filled.get("norm") == "l2" and "epsilon" not in given:
         filled["epsilon"] = L2_EPSILON
+    filled = {**_others(filled), **filled}
     filled = {**_der(filled), **filled}
     if filled.get("norm") != "l2" and filled["epsilon"] > 1:
         raise ValueError(
@@ -250,12 +257,30 @@ def resolve(given: Mapping[str, Any]) -> Configuration:
     return Configuration(**filled)
 
 
+def _is_linf_on_cifar(filled: Mapping[str, Any]) -> bool:
+    is_cifar = filled.get("dataset", Configuration.dataset) in ("cifar10", "cifar100")
+    return is_cifar and filled.get("norm", Configuration.norm) == "linf"
+
+
+def _others(filled: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights of the cures beside DER for a run so configured."""
+    radius = round(filled["epsilon"] * 255, 3) if _is_linf_on_cifar(filled) else 8
+
+    def at_radius(table: Mapping[int, Any]) -> Any:
+        return table[max((level for level in table if level <= radius), default=min(table))]
+
+    weights = {}
+    if filled["recipe"] == "grad_align":
+        weights["grad_align_weight"] = at_radius(GRAD_ALIGN)
+    if filled["attack"] in AAER and filled.get("aaer_weight"):
+        weights["aaer_loss"], weights["aaer_logits"] = at_radius(AAER[filled["attack"]])
+    return weights
+
+
 def _der(filled: Mapping[str, Any]) -> dict[str, Any]:
     """Form and weight of DER for a run so configured."""
     der = dict(DER.get(filled["attack"], DER["other"]))
-    is_cifar = filled.get("dataset", Configuration.dataset) in ("cifar10", "cifar100")
-    is_linf = filled.get("norm", Configuration.norm) == "linf"
-    is_large = is_cifar and is_linf and filled["epsilon"] >= _LARGE_RADIUS
+    is_large = _is_linf_on_cifar(filled) and filled["epsilon"] >= _LARGE_RADIUS
     if is_large and filled["attack"] in ("fgsm", "rs_fgsm") and "der_weight" not in filled:
         images = min(filled.get("limit_train") or _CIFAR_IMAGES, _CIFAR_IMAGES)
         der["der_weight"] = _LARGE_RADIUS_WEIGHT

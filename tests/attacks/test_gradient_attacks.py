@@ -290,6 +290,15 @@ def test_n_fgsm_leaves_the_epsilon_ball_but_not_its_own(network, digits):
     assert reach.max() > 0.1
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", GRADIENT_ATTACKS)
+def test_the_first_gradient_is_taken_at_an_image(name, norm, digits):
+    attack = attacks.get(name, epsilon=5.0 if norm == "l2" else 0.3, norm=norm)
+    start = attack.start(tf.constant(digits[0][:64]), tf.constant([1, 2])).numpy()
+    assert start.min() >= 0
+    assert start.max() <= 1
+
+
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [

@@ -22,7 +22,7 @@ def cifar(**given):
         ("n_fgsm", 30, "cyclic", 0.2, 5e-4, 8 / 255, 1, True),
         ("fgsm", 30, "cyclic", 0.2, 5e-4, 8 / 255, 1, True),
         ("grad_align", 30, "cyclic", 0.3, 5e-4, 8 / 255, 1, True),
-        ("aaer", 30, "cyclic", 0.05, 5e-4, 8 / 255, 1, True),
+        ("aaer", 30, "cyclic", 0.2, 5e-4, 8 / 255, 1, True),
         ("pgd", 200, "piecewise", 0.1, 5e-4, 2 / 255, 10, True),
         ("trades", 100, "piecewise", 0.1, 2e-4, 0.007, 10, False),
         ("weat", 100, "one_cycle", 0.1, 5e-4, 0.007, 10, False),
@@ -112,14 +112,43 @@ def test_der_turned_on_by_its_weight_alone_has_the_form_that_suits_the_attack():
 
 def test_the_baselines_have_their_own_regularizer_and_no_der():
     assert run.regularizers(cifar(recipe="grad_align"), 10) == [GradAlign(0.2)]
-    assert run.regularizers(cifar(recipe="aaer"), 10) == [AbnormalExamples(1.0, warmup_steps=50)]
+    (aaer,) = run.regularizers(cifar(recipe="aaer"), 10)
+    assert aaer == AbnormalExamples(1.0, loss=1.5, logits=0.15)
     assert cifar(recipe="grad_align").attack == "fgsm"
     assert cifar(recipe="aaer").attack == "n_fgsm"
     given = {"aaer_weight": 2.0, "aaer_loss": 3.0, "aaer_logits": 0.5, "aaer_full_gradient": True}
+    given["aaer_warmup_epochs"] = 5
     (aaer,) = run.regularizers(cifar(attack="rs_fgsm", **given), 10)
-    assert aaer == AbnormalExamples(2.0, loss=3.0, logits=0.5, full_gradient=True)
+    weights = {"loss": 3.0, "logits": 0.5}
+    assert aaer == AbnormalExamples(2.0, **weights, full_gradient=True, warmup_steps=50)
     both = cifar(attack="pgd", der_weight=1.0, grad_align_weight=0.1)
     assert len(run.regularizers(both, 10)) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "grad_align", "aaer"),
+    [
+        ({}, 0.2, (1.5, 0.15)),
+        ({"epsilon": 4 / 255}, 0.2, (1.5, 0.15)),
+        ({"epsilon": 12 / 255}, 0.2, (5.0, 0.55)),
+        ({"epsilon": 16 / 255}, 2.0, (8.5, 1.5)),
+        ({"epsilon": 24 / 255}, 2.0, (8.5, 1.5)),
+        ({"epsilon": 32 / 255}, 2.0, (3.5, 0.7)),
+        ({"norm": "l2"}, 0.2, (1.5, 0.15)),
+        ({"dataset": "digits"}, 0.2, (1.5, 0.15)),
+    ],
+)
+def test_the_baselines_have_their_authors_weights_at_each_radius(given, grad_align, aaer):
+    assert cifar(recipe="grad_align", **given).grad_align_weight == grad_align
+    config = cifar(recipe="aaer", **given)
+    assert (config.aaer_loss, config.aaer_logits) == aaer
+
+
+def test_the_weights_of_aaer_follow_the_attack():
+    config = cifar(attack="rs_fgsm", aaer_weight=1.0, epsilon=16 / 255)
+    assert (config.aaer_loss, config.aaer_logits) == (7.0, 3.25)
+    assert cifar(attack="pgd", aaer_weight=1.0).aaer_loss == AbnormalExamples().loss
+    assert cifar(recipe="aaer", aaer_loss=3.0).aaer_loss == 3
 
 
 def test_what_is_given_wins_over_data_set_over_recipe():
