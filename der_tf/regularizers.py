@@ -150,17 +150,20 @@ class GradAlign(Regularizer):
 
     weight (1 - cos(grad_x CE(x, y), grad_x CE(x + u, y))), u uniform in the ball of the training
     attack: the loss is to be linear around x, so that one step finds its maximum. Gradients with
-    respect to the weights flow through both input gradients (double backpropagation), as the
-    equation reads; the authors' code holds the first one constant when the attack took it.
+    respect to the weights flow through the input gradients (double backpropagation).
 
     Args:
         weight: lambda. Default 0.2, the authors' for CIFAR-10 at 8/255.
+        full_gradient: which input gradients are differentiated. False (default): the second one
+            alone, as in the authors' code, with which they chose lambda; the first is the
+            direction that FGSM takes. True: both, as the equation reads.
 
     Raises:
         ValueError: for a negative weight; in training, for an attack without a ball.
     """
 
     weight: float = dataclasses.field(default=0.2, kw_only=False)
+    full_gradient: bool = False
 
     def __post_init__(self) -> None:
         self._require_not_negative("weight")
@@ -184,7 +187,10 @@ class GradAlign(Regularizer):
         return tf.where(a_is_some & b_is_some, penalties, tf.zeros_like(penalties))
 
     def __call__(self, batch: TrainingBatch) -> tf.Tensor:
-        return self.weight * self.penalties(batch.natural_gradient, batch.neighbour_gradient)
+        first = batch.natural_gradient
+        if not self.full_gradient:
+            first = tf.stop_gradient(first)
+        return self.weight * self.penalties(first, batch.neighbour_gradient)
 
 
 def _directions(vectors: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

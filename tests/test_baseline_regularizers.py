@@ -43,13 +43,16 @@ def batch_of(network, images, labels, attack="fgsm", step=0):
     )
 
 
-def one_minus_cosine(weights, images, labels):
-    """The penalties in numpy: input gradients of a tanh (or no) layer and a dense one by hand."""
+def one_minus_cosine(weights, images, labels, first_weights=None):
+    """The penalties in numpy: input gradients of a tanh (or no) layer and a dense one by hand.
+
+    The first gradient may be that of other weights.
+    """
     noise = geometry.random_in_ball(
         tf.constant(images.shape), EPSILON, "linf", tf.random.fold_in(SEED, 2)
     ).numpy()
 
-    def gradient(points):
+    def gradient(points, weights=weights):
         x = points.reshape(len(points), -1).astype(np.float64)
         *first, last, bias = weights
         hidden = np.tanh(x @ first[0] + first[1]) if first else x
@@ -60,7 +63,7 @@ def one_minus_cosine(weights, images, labels):
         back = residual @ last.T
         return (back * (1 - hidden**2)) @ first[0].T if first else back
 
-    a, b = gradient(images), gradient(images + noise)
+    a, b = gradient(images, first_weights or weights), gradient(images + noise)
     return 1 - (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
@@ -80,10 +83,11 @@ def test_grad_align_is_zero_where_the_direction_of_the_gradient_is_the_same_ever
     np.testing.assert_allclose(GradAlign()(batch_of(network, images, labels)), 0, atol=1e-6)
 
 
-def test_grad_align_differentiates_through_both_input_gradients():
+@pytest.mark.parametrize("full", [True, False])
+def test_grad_align_differentiates_through_both_input_gradients_or_the_second(full):
     network, (images, labels) = dense_network(), images_and_labels()
     with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(GradAlign(1.0)(batch_of(network, images, labels)))
+        loss = tf.reduce_mean(GradAlign(1.0, full_gradient=full)(batch_of(network, images, labels)))
     gradients = tape.gradient(loss, network.trainable_variables)
     weights = network.get_weights()
     for i, gradient in enumerate(gradients):
@@ -92,7 +96,8 @@ def test_grad_align_differentiates_through_both_input_gradients():
             for sign in (1, -1):
                 moved = [w.copy() for w in weights]
                 moved[i][index] += sign * 1e-5
-                sides.append(one_minus_cosine(moved, images, labels).mean())
+                first = moved if full else weights
+                sides.append(one_minus_cosine(moved, images, labels, first).mean())
             expected = (sides[0] - sides[1]) / 2e-5
             np.testing.assert_allclose(gradient.numpy()[index], expected, atol=1e-6)
 

@@ -177,8 +177,16 @@ class TrainOptions:
         NotNegative | None,
         _option(
             _LOSS,
-            "Weight of GradAlign; 0 turns it off. Default: 0, for the recipe grad_align 0.2, on "
-            "CIFAR from linf 16/255 on 2.",
+            "Weight of GradAlign; 0 turns it off. Default: 0, for the recipe grad_align its "
+            "authors' for the radius: 0.2 at linf 8/255 on CIFAR, 2 from 16/255 on.",
+        ),
+    ] = None
+    grad_align_full_gradient: Annotated[
+        bool | None,
+        _flag(
+            _LOSS,
+            "Differentiate both input gradients of GradAlign, as in its equation. Default: no: "
+            "the second alone, as in its authors' code.",
         ),
     ] = None
     aaer_weight: Annotated[

@@ -50,6 +50,7 @@ class Configuration:
     der_detached: bool = False
     der_warmup_epochs: float = 0.0
     grad_align_weight: float = 0.0
+    grad_align_full_gradient: bool = False
     aaer_weight: float = 0.0
     aaer_loss: float = 4.0
     aaer_logits: float = 1.5
@@ -99,7 +100,11 @@ class Configuration:
             KeyError, TypeError: when a field without a default is missing, or one is unknown.
         """
         # What runs did before there were such options.
-        before = {"energy_images": 0, "overfitting_guard": "off"}
+        before = {
+            "energy_images": 0,
+            "overfitting_guard": "off",
+            "grad_align_full_gradient": True,
+        }
         return cls(**{**before, **stored, "milestones": tuple(stored["milestones"])})
 
 
@@ -119,7 +124,7 @@ RECIPES = _table(
     fgsm={**_FAST, "attack": "fgsm"},
     # de Jorge et al., "Make some noise" (2022).
     n_fgsm={**_FAST, "attack": "n_fgsm"},
-    # Andriushchenko and Flammarion (2020): from x itself. The weight is that of GRAD_ALIGN.
+    # Andriushchenko and Flammarion (2020): from x itself. The weight goes by the radius.
     grad_align={**_FAST, "attack": "fgsm", "learning_rate": 0.3},
     # Lin et al. (2023), with the noise of N-FGSM; lambda_2 and lambda_3 are those of AAER. Their
     # peak of 0.05 and their warm-up of the attack's step over five epochs are for SVHN.
@@ -193,10 +198,8 @@ DER = _table(
     other={"der_weight": 0.0, "der_penalty": "squared", "der_reference": "natural"},
 )
 
-# The weights that the authors of other cures give for CIFAR-10, by l-inf radius in 1/255. A radius
-# between two has those of the smaller one; other balls and other data have those of 8/255.
-GRAD_ALIGN = MappingProxyType({8: 0.2, 16: 2.0})
-# AAER's lambda_2 and lambda_3 (its README), by attack.
+# AAER's lambda_2 and lambda_3 for CIFAR-10 by attack and l-inf radius in 1/255, from its authors'
+# README. A radius between two has those of the smaller one.
 AAER = MappingProxyType(
     {
         "n_fgsm": {8: (1.5, 0.15), 12: (5.0, 0.55), 16: (8.5, 1.5), 32: (3.5, 0.7)},
@@ -264,16 +267,16 @@ def _is_linf_on_cifar(filled: Mapping[str, Any]) -> bool:
 
 def _others(filled: Mapping[str, Any]) -> dict[str, Any]:
     """Weights of the cures beside DER for a run so configured."""
+    # They were chosen on CIFAR-10: other data and balls get those of the usual radius.
     radius = round(filled["epsilon"] * 255, 3) if _is_linf_on_cifar(filled) else 8
-
-    def at_radius(table: Mapping[int, Any]) -> Any:
-        return table[max((level for level in table if level <= radius), default=min(table))]
-
     weights = {}
     if filled["recipe"] == "grad_align":
-        weights["grad_align_weight"] = at_radius(GRAD_ALIGN)
+        # Its authors' rule, which they give up to 16/255.
+        weights["grad_align_weight"] = round(0.02 * 10 ** (min(radius, 16) / 8), 3)
     if filled["attack"] in AAER and filled.get("aaer_weight"):
-        weights["aaer_loss"], weights["aaer_logits"] = at_radius(AAER[filled["attack"]])
+        table = AAER[filled["attack"]]
+        level = max((level for level in table if level <= radius), default=min(table))
+        weights["aaer_loss"], weights["aaer_logits"] = table[level]
     return weights
 
 
@@ -313,6 +316,10 @@ def _unread(filled: Mapping[str, Any]) -> dict[str, str]:
     if not filled.get("der_weight", Configuration.der_weight):
         for name in ("marginal", "joint", "penalty", "reference", "detached", "warmup_epochs"):
             unread[f"der_{name}"] = "belongs to DER, which is off in this run (--der-weight is 0)"
+    if not filled.get("grad_align_weight"):
+        unread["grad_align_full_gradient"] = (
+            "belongs to GradAlign, which is off in this run (--grad-align-weight is 0)"
+        )
     if not filled.get("aaer_weight"):
         for name in ("loss", "logits", "full_gradient", "warmup_epochs"):
             unread[f"aaer_{name}"] = (

@@ -90,7 +90,9 @@ def regularizers(config: Configuration, steps_per_epoch: int) -> list[Regularize
             )
         )
     if config.grad_align_weight:
-        chosen.append(GradAlign(config.grad_align_weight))
+        chosen.append(
+            GradAlign(config.grad_align_weight, full_gradient=config.grad_align_full_gradient)
+        )
     if config.aaer_weight:
         chosen.append(
             AbnormalExamples(

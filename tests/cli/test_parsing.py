@@ -93,14 +93,15 @@ def test_radii_are_fractions_or_decimals(text, value):
 
 def test_the_cures_are_options():
     options = parsed(
-        *["--grad-align-weight", "0.2", "--aaer-weight", "1", "--aaer-loss", "2"],
+        *["--grad-align-weight", "0.2", "--grad-align-full-gradient"],
+        *["--aaer-weight", "1", "--aaer-loss", "2"],
         *["--aaer-logits", "3", "--aaer-full-gradient", "--aaer-warmup-epochs", "4"],
         *["--awp-gamma", "0.005", "--awp-warmup-epochs", "10"],
         *["--swa-start", "5", "--early-stopping", "6"],
     )
     assert (options.grad_align_weight, options.aaer_weight) == (0.2, 1)
     assert (options.aaer_loss, options.aaer_logits, options.aaer_warmup_epochs) == (2, 3, 4)
-    assert options.aaer_full_gradient is True
+    assert options.aaer_full_gradient is options.grad_align_full_gradient is True
     assert (options.awp_gamma, options.awp_warmup_epochs) == (0.005, 10)
     assert (options.swa_start, options.early_stopping) == (5, 6)
 

@@ -121,6 +121,8 @@ def test_the_baselines_have_their_own_regularizer_and_no_der():
     (aaer,) = run.regularizers(cifar(attack="rs_fgsm", **given), 10)
     weights = {"loss": 3.0, "logits": 0.5}
     assert aaer == AbnormalExamples(2.0, **weights, full_gradient=True, warmup_steps=50)
+    (full,) = run.regularizers(cifar(recipe="grad_align", grad_align_full_gradient=True), 10)
+    assert full == GradAlign(0.2, full_gradient=True)
     both = cifar(attack="pgd", der_weight=1.0, grad_align_weight=0.1)
     assert len(run.regularizers(both, 10)) == 2
 
@@ -129,8 +131,8 @@ def test_the_baselines_have_their_own_regularizer_and_no_der():
     ("given", "grad_align", "aaer"),
     [
         ({}, 0.2, (1.5, 0.15)),
-        ({"epsilon": 4 / 255}, 0.2, (1.5, 0.15)),
-        ({"epsilon": 12 / 255}, 0.2, (5.0, 0.55)),
+        ({"epsilon": 4 / 255}, 0.063, (1.5, 0.15)),
+        ({"epsilon": 12 / 255}, 0.632, (5.0, 0.55)),
         ({"epsilon": 16 / 255}, 2.0, (8.5, 1.5)),
         ({"epsilon": 24 / 255}, 2.0, (8.5, 1.5)),
         ({"epsilon": 32 / 255}, 2.0, (3.5, 0.7)),
@@ -173,6 +175,7 @@ def test_the_l2_ball_has_its_own_default_radius():
         ({"beta": 6.0}, "--beta belongs to the objectives trades, mart and weat"),
         ({"milestones": (0.5,)}, "--milestones belongs to --schedule piecewise"),
         ({"attack": "pgd", "der_penalty": "huber"}, "--der-penalty belongs to DER, which is off"),
+        ({"grad_align_full_gradient": True}, "--grad-align-full-gradient belongs to GradAlign"),
         ({"aaer_loss": 1.0}, "--aaer-loss belongs to AAER, which is off"),
         ({"awp_warmup_epochs": 1.0}, "--awp-warmup-epochs belongs to AWP, which is off"),
         ({"epochs": 3, "swa_start": 4}, "--swa-start is an epoch of the run, 1 to 3; received 4"),
