@@ -103,7 +103,7 @@ class Configuration:
         before = {
             "energy_images": 0,
             "overfitting_guard": "off",
-            "grad_align_full_gradient": True,
+            "grad_align_full_gradient": bool(stored.get("grad_align_weight")),
         }
         return cls(**{**before, **stored, "milestones": tuple(stored["milestones"])})
 
