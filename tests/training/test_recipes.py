@@ -209,3 +209,10 @@ def test_a_run_from_before_there_were_monitors_goes_on_without():
     assert Configuration.from_dict(stored) == without
     with pytest.raises(ValueError, match=r"--energy-every belongs to the energies.*received 5"):
         resolve({"energy_images": 0, "energy_every": 5})
+
+
+@pytest.mark.parametrize(("recipe", "full"), [("grad_align", True), ("rs_fgsm", False)])
+def test_runs_of_grad_align_before_the_option_go_on_with_both_gradients(recipe, full):
+    stored = dataclasses.asdict(cifar(recipe=recipe))
+    del stored["grad_align_full_gradient"]
+    assert Configuration.from_dict(stored).grad_align_full_gradient is full
