@@ -52,6 +52,11 @@ def project(x: tf.Tensor, moved: tf.Tensor, epsilon: float, norm: str) -> tf.Ten
     return tf.clip_by_value(x + eta, 0.0, 1.0)
 
 
+def random_image(x: tf.Tensor, radius: float, norm: str, seed: tf.Tensor) -> tf.Tensor:
+    """A uniform draw from the ball of that radius around each of ``x``, clipped to [0, 1]."""
+    return tf.clip_by_value(x + random_in_ball(tf.shape(x), radius, norm, seed), 0.0, 1.0)
+
+
 def random_in_ball(shape: tf.Tensor, epsilon: float, norm: str, seed: tf.Tensor) -> tf.Tensor:
     """Uniform draws from the ball of radius ``epsilon`` around zero.
 

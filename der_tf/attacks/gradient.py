@@ -147,8 +147,7 @@ class RSFGSM(GradientAttack):
         return 1.25 * self.epsilon if self.step_size is None else self.step_size
 
     def start(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        noise = geometry.random_in_ball(tf.shape(x), self.epsilon, self.norm, seed)
-        return tf.clip_by_value(x + noise, 0.0, 1.0)
+        return geometry.random_image(x, self.epsilon, self.norm, seed)
 
 
 @register
@@ -178,10 +177,7 @@ class NFGSM(RSFGSM):
         return self.noise_scale * self.epsilon + self._step_size
 
     def start(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        # The authors' code keeps the noisy image in [0, 1], where its gradient is taken.
-        scale = self.noise_scale * self.epsilon
-        noise = geometry.random_in_ball(tf.shape(x), scale, self.norm, seed)
-        return tf.clip_by_value(x + noise, 0.0, 1.0)
+        return geometry.random_image(x, self.noise_scale * self.epsilon, self.norm, seed)
 
 
 @register
@@ -219,8 +215,7 @@ class PGD(GradientAttack):
     def start(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         if not self.random_start:
             return x
-        noise = geometry.random_in_ball(tf.shape(x), self.epsilon, self.norm, seed)
-        return tf.clip_by_value(x + noise, 0.0, 1.0)
+        return geometry.random_image(x, self.epsilon, self.norm, seed)
 
     def _climb(self, model: Model, x: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         def advance(moved):
