@@ -241,7 +241,7 @@ def resolve(given: Mapping[str, Any]) -> Configuration:
     filled = {**RECIPES[recipe], **dataset, **given, "recipe": recipe}
     if filled.get("norm") == "l2" and "epsilon" not in given:
         filled["epsilon"] = L2_EPSILON
-    filled = {**_others(filled), **filled}
+    filled = {**_baseline_weights(filled), **filled}
     filled = {**_der(filled), **filled}
     if filled.get("norm") != "l2" and filled["epsilon"] > 1:
         raise ValueError(
@@ -265,8 +265,8 @@ def _is_linf_on_cifar(filled: Mapping[str, Any]) -> bool:
     return is_cifar and filled.get("norm", Configuration.norm) == "linf"
 
 
-def _others(filled: Mapping[str, Any]) -> dict[str, Any]:
-    """Weights of the cures beside DER for a run so configured."""
+def _baseline_weights(filled: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights of GradAlign and AAER for a run so configured."""
     # They were chosen on CIFAR-10: other data and balls get those of the usual radius.
     radius = round(filled["epsilon"] * 255, 3) if _is_linf_on_cifar(filled) else 8
     weights = {}
