@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter, validators
+from cyclopts import Group, Parameter, validators
 
 from der_tf.training.faults import Interrupted, RunError
 
@@ -60,6 +60,16 @@ Debug = Annotated[
         show_default=False,
     ),
 ]
+
+
+def option(group: Group, help: str) -> Parameter:
+    """An option whose help says the default in words: most depend on recipe or data set."""
+    return Parameter(group=group, help=help, show_default=False)
+
+
+def flag(group: Group, help: str) -> Parameter:
+    """The same for one that is there or not."""
+    return Parameter(group=group, help=help, show_default=False, negative="")
 
 
 def show_error(error: BaseException, debug: bool, status: int) -> int:

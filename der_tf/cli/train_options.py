@@ -8,28 +8,19 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from der_tf.cli.console import Count, NotNegative, Share, Whole
+from der_tf.cli.console import Count, NotNegative, Share, Whole, flag, option
+from der_tf.cli.loss_options import LossOptions
 
 _DATA = Group("Data", sort_key=1)
 _ATTACK = Group("Attack in training", sort_key=2)
-_LOSS = Group("Outer loss and regularizers", sort_key=3)
 _NETWORK = Group("Network and optimization", sort_key=4)
 _MEASURE = Group("Measurement (PGD in the same ball)", sort_key=5)
 _RUN = Group("Run", sort_key=6)
 
 
-def _option(group: Group, help: str) -> Parameter:
-    # The help says the default in words: most depend on the recipe or the data set.
-    return Parameter(group=group, help=help, show_default=False)
-
-
-def _flag(group: Group, help: str) -> Parameter:
-    return Parameter(group=group, help=help, show_default=False, negative="")
-
-
 @Parameter(name="*")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions:
+class TrainOptions(LossOptions):
     """Options by the names of :class:`~der_tf.training.recipes.Configuration`, and of the run.
 
     None: not given. Then the data set decides, else the recipe, as the help texts say.
@@ -37,7 +28,7 @@ class TrainOptions:
 
     dataset: Annotated[
         str | None,
-        _option(
+        option(
             _DATA,
             "digits, cifar10, cifar100, imagenet, folder, or any image-classification data set of "
             "TFDS. Default: digits.",
@@ -45,18 +36,18 @@ class TrainOptions:
     ] = None
     data_dir: Annotated[
         Path | None,
-        _option(
+        option(
             _DATA,
             "Where the prepared data sets lie; for folder, the folder with train/CLASS/*. Default: "
             "that of TFDS.",
         ),
     ] = None
     limit_train: Annotated[
-        Count | None, _option(_DATA, "Train on this many images only. Default: all.")
+        Count | None, option(_DATA, "Train on this many images only. Default: all.")
     ] = None
     validation_size: Annotated[
         Count | None,
-        _option(
+        option(
             _DATA,
             "Images taken off the training part to validate on. Default: 2 % of it, at least 500 "
             "or 10 % (the smaller), at most 5,000.",
@@ -64,18 +55,18 @@ class TrainOptions:
     ] = None
     image_size: Annotated[
         Count | None,
-        _option(
+        option(
             _DATA, "Side in pixels that folder and TFDS images get. Default: their own, or 224."
         ),
     ] = None
     seed: Annotated[
         Whole | None,
-        _option(_DATA, "Of the first weights, order, augmentation and attacks. Default: 0."),
+        option(_DATA, "Of the first weights, order, augmentation and attacks. Default: 0."),
     ] = None
 
     attack: Annotated[
         str | None,
-        _option(
+        option(
             _ATTACK,
             "fgsm, rs_fgsm, n_fgsm, pgd, mim or trades; it also chooses the recipe. Default: the "
             "recipe's, rs_fgsm without one.",
@@ -83,166 +74,38 @@ class TrainOptions:
     ] = None
     epsilon: Annotated[
         NotNegative | None,
-        _option(
+        option(
             _ATTACK,
             "Radius of the ball in pixels of [0, 1], such as 8/255 or 0.031. Default: the data "
             "set's: 8/255, digits 0.1, imagenet 4/255; 128/255 in l2.",
         ),
     ] = None
     norm: Annotated[
-        Literal["linf", "l2"] | None, _option(_ATTACK, "Norm of the ball. Default: linf.")
+        Literal["linf", "l2"] | None, option(_ATTACK, "Norm of the ball. Default: linf.")
     ] = None
     step_size: Annotated[
         NotNegative | None,
-        _option(
+        option(
             _ATTACK,
             "Step of the attack in pixels. Default: the attack's: rs_fgsm 1.25 epsilon, n_fgsm "
             "epsilon, pgd and mim epsilon/4, trades 0.223 epsilon.",
         ),
     ] = None
     steps: Annotated[
-        Count | None, _option(_ATTACK, "Steps of a multi-step attack. Default: the recipe's: 10.")
+        Count | None, option(_ATTACK, "Steps of a multi-step attack. Default: the recipe's: 10.")
     ] = None
     attack_batch_norm: Annotated[
         Literal["train", "inference"] | None,
-        _option(
+        option(
             _ATTACK,
             "Mode of batch norm while the attack runs. Default: the recipe's: train, for trades "
             "and weat inference.",
         ),
     ] = None
 
-    objective: Annotated[
-        str | None,
-        _option(_LOSS, "madry, trades, mart or weat. Default: the recipe's: madry, trades, weat."),
-    ] = None
-    beta: Annotated[
-        NotNegative | None,
-        _option(
-            _LOSS, "Weight of the divergence in trades, mart and weat. Default: 6, for mart 5."
-        ),
-    ] = None
-    label_smoothing: Annotated[
-        Share | None, _option(_LOSS, "Share of the uniform distribution in the target. Default: 0.")
-    ] = None
-    der_weight: Annotated[
-        NotNegative | None,
-        _option(
-            _LOSS,
-            "Weight of the Delta Energy Regularizer; 0 turns it off. Default: 30 for rs_fgsm, "
-            "n_fgsm and fgsm, 100 for rs_fgsm and fgsm on CIFAR from linf 12/255 on; 0 for "
-            "multi-step attacks and beside GradAlign or AAER.",
-        ),
-    ] = None
-    der_penalty: Annotated[
-        Literal["squared", "absolute", "huber", "hinge", "squared_hinge", "squared_plus_hinge"]
-        | None,
-        _option(
-            _LOSS,
-            "Penalty on a delta energy. Default: hinge for rs_fgsm, n_fgsm and fgsm, else squared.",
-        ),
-    ] = None
-    der_reference: Annotated[
-        Literal["natural", "start", "interior", "path"] | None,
-        _option(
-            _LOSS,
-            "Point that x* is compared with: x, the attack's start, one drawn between x and x* "
-            "(interior), or between the start and x* (path). Default: start for rs_fgsm, n_fgsm "
-            "and fgsm, else natural.",
-        ),
-    ] = None
-    der_detached: Annotated[
-        bool | None,
-        _flag(
-            _LOSS,
-            "Hold the reference's logits constant: no gradient through its pass. Default: no.",
-        ),
-    ] = None
-    der_marginal: Annotated[
-        NotNegative | None, _option(_LOSS, "Weight of dE(x) within DER. Default: 0.")
-    ] = None
-    der_joint: Annotated[
-        NotNegative | None, _option(_LOSS, "Weight of dE(x, y) within DER. Default: 1.")
-    ] = None
-    der_warmup_epochs: Annotated[
-        NotNegative | None,
-        _option(
-            _LOSS,
-            "Epochs over which the weight of DER rises from 0. Default: 0, where the default "
-            "weight is 100 as many as see 40,000 images, at most half of all.",
-        ),
-    ] = None
-
-    grad_align_weight: Annotated[
-        NotNegative | None,
-        _option(
-            _LOSS,
-            "Weight of GradAlign; 0 turns it off. Default: 0, for the recipe grad_align its "
-            "authors' for the radius: 0.2 at linf 8/255 on CIFAR, 2 from 16/255 on.",
-        ),
-    ] = None
-    grad_align_full_gradient: Annotated[
-        bool | None,
-        _flag(
-            _LOSS,
-            "Differentiate both input gradients of GradAlign, as in its equation. Default: no: "
-            "the second alone, as in its authors' code.",
-        ),
-    ] = None
-    aaer_weight: Annotated[
-        NotNegative | None,
-        _option(
-            _LOSS,
-            "Weight of AAER, the penalty on abnormal examples; 0 turns it off. Default: 0, for the "
-            "recipe aaer 1.",
-        ),
-    ] = None
-    aaer_loss: Annotated[
-        NotNegative | None,
-        _option(
-            _LOSS,
-            "Weight of the loss variation in AAER. Default: its authors' for attack and radius, at "
-            "linf 8/255 n_fgsm 1.5, rs_fgsm 2.5; other attacks 4.",
-        ),
-    ] = None
-    aaer_logits: Annotated[
-        NotNegative | None,
-        _option(
-            _LOSS,
-            "Weight of the variation of the logits in AAER. Default: its authors' for attack and "
-            "radius, at linf 8/255 n_fgsm 0.15, rs_fgsm 1.5; other attacks 1.5.",
-        ),
-    ] = None
-    aaer_full_gradient: Annotated[
-        bool | None,
-        _flag(
-            _LOSS,
-            "Gradients of AAER through both passes and the loss variation, as in its "
-            "equation. Default: no: through the logits of x* alone, as in its authors' code.",
-        ),
-    ] = None
-    aaer_warmup_epochs: Annotated[
-        NotNegative | None,
-        _option(
-            _LOSS,
-            "Epochs over which the weight of AAER rises from 0, for long trainings. Default: 0.",
-        ),
-    ] = None
-    awp_gamma: Annotated[
-        NotNegative | None,
-        _option(
-            _LOSS,
-            "Relative size of adversarial weight perturbations (AWP), such as 0.005. Default: 0: "
-            "off.",
-        ),
-    ] = None
-    awp_warmup_epochs: Annotated[
-        NotNegative | None, _option(_LOSS, "Epochs before AWP begins. Default: 0.")
-    ] = None
-
     recipe: Annotated[
         Literal["rs_fgsm", "fgsm", "n_fgsm", "grad_align", "aaer", "pgd", "trades", "weat"] | None,
-        _option(
+        option(
             _NETWORK,
             "Published setting that fills in what is not given. Default: the attack's, pgd for an "
             "attack without one.",
@@ -250,7 +113,7 @@ class TrainOptions:
     ] = None
     model: Annotated[
         str | None,
-        _option(
+        option(
             _NETWORK,
             "convnet, preact_resnet18, resnet50 or wide_resnet-DEPTH-WIDTH. Default: the data "
             "set's: preact_resnet18, digits convnet, imagenet resnet50.",
@@ -258,7 +121,7 @@ class TrainOptions:
     ] = None
     width: Annotated[
         Count | None,
-        _option(
+        option(
             _NETWORK,
             "Filters of the first stage of convnet and preact_resnet18. Default: the model's: "
             "32 and 64.",
@@ -266,7 +129,7 @@ class TrainOptions:
     ] = None
     epochs: Annotated[
         Count | None,
-        _option(
+        option(
             _NETWORK,
             "Passes over the training set. Default: the recipe's: pgd 200, trades and weat 100, "
             "else 30; digits 30.",
@@ -274,11 +137,11 @@ class TrainOptions:
     ] = None
     batch_size: Annotated[
         Count | None,
-        _option(_NETWORK, "Images a step, over all devices. Default: 128, digits 64."),
+        option(_NETWORK, "Images a step, over all devices. Default: 128, digits 64."),
     ] = None
     learning_rate: Annotated[
         NotNegative | None,
-        _option(
+        option(
             _NETWORK,
             "Highest learning rate. Default: the recipe's: rs_fgsm, fgsm, n_fgsm and "
             "aaer 0.2, grad_align 0.3, else 0.1; digits 0.05.",
@@ -286,7 +149,7 @@ class TrainOptions:
     ] = None
     schedule: Annotated[
         Literal["cyclic", "piecewise", "one_cycle", "constant"] | None,
-        _option(
+        option(
             _NETWORK,
             "Of the learning rate, step by step. Default: the recipe's: piecewise for pgd and "
             "trades, one_cycle for weat, else cyclic.",
@@ -302,14 +165,14 @@ class TrainOptions:
             negative="",
         ),
     ] = None
-    momentum: Annotated[Share | None, _option(_NETWORK, "Of SGD. Default: 0.9.")] = None
+    momentum: Annotated[Share | None, option(_NETWORK, "Of SGD. Default: 0.9.")] = None
     weight_decay: Annotated[
         NotNegative | None,
-        _option(_NETWORK, "Coupled, as in PyTorch's SGD. Default: 5e-4, for trades 2e-4."),
+        option(_NETWORK, "Coupled, as in PyTorch's SGD. Default: 5e-4, for trades 2e-4."),
     ] = None
     ema: Annotated[
         Share | None,
-        _option(
+        option(
             _NETWORK,
             "Momentum of averaged weights, such as 0.999, which are then validated and saved. "
             "Default: 0: off.",
@@ -317,7 +180,7 @@ class TrainOptions:
     ] = None
     swa_start: Annotated[
         Count | None,
-        _option(
+        option(
             _NETWORK,
             "First epoch whose weights go into their mean (SWA), saved as swa.keras and measured "
             "beside best.keras. Default: none.",
@@ -325,7 +188,7 @@ class TrainOptions:
     ] = None
     early_stopping: Annotated[
         Count | None,
-        _option(
+        option(
             _NETWORK,
             "Stop after so many epochs without a new best validation robust accuracy. Default: "
             "never.",
@@ -333,26 +196,26 @@ class TrainOptions:
     ] = None
     mixed_precision: Annotated[
         bool | None,
-        _flag(_NETWORK, "Compute in float16 with loss scaling. Default: no."),
+        flag(_NETWORK, "Compute in float16 with loss scaling. Default: no."),
     ] = None
     steps_per_execution: Annotated[
         Count | None,
-        _option(_NETWORK, "Steps between two looks at the loss and for signals. Default: 1."),
+        option(_NETWORK, "Steps between two looks at the loss and for signals. Default: 1."),
     ] = None
 
     validation_steps: Annotated[
-        Count | None, _option(_MEASURE, "PGD steps after each epoch. Default: 10.")
+        Count | None, option(_MEASURE, "PGD steps after each epoch. Default: 10.")
     ] = None
     evaluation_steps: Annotated[
-        Count | None, _option(_MEASURE, "PGD steps on the test set. Default: 20, digits 50.")
+        Count | None, option(_MEASURE, "PGD steps on the test set. Default: 20, digits 50.")
     ] = None
     evaluation_restarts: Annotated[
-        Count | None, _option(_MEASURE, "PGD restarts on the test set. Default: 1, digits 10.")
+        Count | None, option(_MEASURE, "PGD restarts on the test set. Default: 1, digits 10.")
     ] = None
 
     energy_images: Annotated[
         Whole | None,
-        _option(
+        option(
             _MEASURE,
             "Training and as many validation images whose energies are recorded after each epoch "
             "in energies.csv and energies/; 0: none. Default: what takes 3 % of the network "
@@ -361,14 +224,14 @@ class TrainOptions:
     ] = None
     energy_every: Annotated[
         Whole | None,
-        _option(
+        option(
             _MEASURE,
             "Record energies after so many steps, too. Default: 0: only after epochs.",
         ),
     ] = None
     overfitting_guard: Annotated[
         Literal["off", "warn", "stop", "roll-back"] | None,
-        _option(
+        option(
             _MEASURE,
             "What to do at catastrophic overfitting, noticed within the epoch or at its end: warn, "
             "stop, or go back to the last robust weights. Warns of robust overfitting, too. "
@@ -378,7 +241,7 @@ class TrainOptions:
 
     run_dir: Annotated[
         Path | None,
-        _option(
+        option(
             _RUN,
             "Folder of the run; one that holds a run goes on where it stood. Default: "
             "runs/DATASET-ATTACK-TIME.",
@@ -386,28 +249,28 @@ class TrainOptions:
     ] = None
     no_resume: Annotated[
         bool,
-        _flag(
+        flag(
             _RUN,
             "Set a run in --run-dir aside and start anew. Default: go on with it.",
         ),
     ] = False
     checkpoint_minutes: Annotated[
         NotNegative,
-        _option(
+        option(
             _RUN, "Save within an epoch after so many minutes; 0: at its end only. Default: 10."
         ),
     ] = 10.0
     export_dir: Annotated[
         Path,
-        _option(_RUN, "Folder that gets NAME/VERSION. Default: saved_models."),
+        option(_RUN, "Folder that gets NAME/VERSION. Default: saved_models."),
     ] = Path("saved_models")
     model_name: Annotated[
-        str | None, _option(_RUN, "Name of the exported model. Default: DATASET-ATTACK.")
+        str | None, option(_RUN, "Name of the exported model. Default: DATASET-ATTACK.")
     ] = None
-    no_export: Annotated[bool, _flag(_RUN, "Write no SavedModel. Default: write one.")] = False
+    no_export: Annotated[bool, flag(_RUN, "Write no SavedModel. Default: write one.")] = False
     debug: Annotated[
         bool,
-        _flag(
+        flag(
             _RUN,
             "Show TensorFlow's messages, and the traceback of an error. Default: no.",
         ),
