@@ -1,7 +1,7 @@
 """The options of ``der-tf train`` that say what is minimised: outer loss and regularizers."""
 
-from __future__ import annotations
-
+# No annotations from __future__: cyclopts reads those of TrainOptions.__init__, these among them,
+# in that module, where names of this one would not be known.
 import dataclasses
 from typing import Annotated, Literal
 
