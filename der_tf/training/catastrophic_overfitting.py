@@ -12,9 +12,9 @@ import tensorflow as tf
 
 from der_tf import energy
 from der_tf.attacks import Attack
-from der_tf.attacks.base import checked
 from der_tf.attacks.gradient import PGD
 from der_tf.overfitting import catastrophic_overfitting
+from der_tf.training import inputs
 from der_tf.training.alarms import Alarms, Write, show
 from der_tf.training.batch import TrainingBatch
 from der_tf.training.classifier import RobustClassifier
@@ -89,7 +89,7 @@ class CatastrophicOverfittingGuard(Alarms):
 
     Raises:
         ValueError: for an unknown action, a number out of its range, images or labels that no
-            attack takes, or a model that is no RobustClassifier.
+            attack or the network does not take, or a model that is no RobustClassifier.
         RunError: when the file cannot be written.
     """
 
@@ -111,13 +111,13 @@ class CatastrophicOverfittingGuard(Alarms):
         if action not in ACTIONS:
             raise ValueError(f"action is one of {', '.join(ACTIONS)}; received {action!r}")
         for name, count in (("probe_every", probe_every), ("look_every", look_every)):
-            if count < 1:
-                raise ValueError(f"{name} is a number >= 1; received {count!r}")
+            if not (isinstance(count, int | np.integer) and count >= 1):
+                raise ValueError(f"{name} is an integer >= 1; received {count!r}")
         for name, share in (("abnormal", abnormal), ("drop", drop)):
             if not 0 < share < 1:
                 raise ValueError(f"{name} is a number between 0 and 1; received {share!r}")
         self.action = action
-        self._sample = checked(*sample)
+        self._sample = inputs.sample("sample", sample)
         self._probe_every, self._look_every = probe_every, look_every
         self._abnormal, self._drop = abnormal, drop
         self._attack = attack
@@ -151,6 +151,7 @@ class CatastrophicOverfittingGuard(Alarms):
                 "CatastrophicOverfittingGuard watches a RobustClassifier; received "
                 f"{type(model).__name__}"
             )
+        inputs.check_sample_of(model.network, self._sample)
         is_new = self._measure is None or model is not self.model
         super().set_model(model)
         if is_new:

@@ -15,6 +15,7 @@ from der_tf.attacks.base import logits_function
 from der_tf.attacks.gradient import FGSM, PGD, GradientAttack
 from der_tf.objectives import Objective
 from der_tf.regularizers import Regularizer
+from der_tf.training import inputs
 from der_tf.training.batch import TrainingBatch
 from der_tf.training.weight_perturbation import weights_read_as, worst_weights
 
@@ -58,7 +59,11 @@ class RobustClassifier(keras.Model):
         seed: of all random parts of training. Default 0.
 
     Raises:
-        ValueError: for an unknown name, a negative number, or labels that are not ``[B]`` integers.
+        ValueError: for an unknown name, an argument of another kind, or a negative number; in
+            training and evaluation for images that are not floats, or labels that are not ``[B]``
+            integers.
+        InvalidArgumentError: (of TensorFlow) for images that are not in [0, 1], or labels that are
+            no classes of the network, in the first batch of an epoch or evaluation.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class RobustClassifier(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self._check_kinds(network, attack, objective, regularizers, evaluation_attack)
         self.network = network
         self.attack = attacks.get(attack) if isinstance(attack, str) else attack
         self.objective = objectives.get(objective) if isinstance(objective, str) else objective
@@ -87,7 +93,11 @@ class RobustClassifier(keras.Model):
             if isinstance(self.attack, Attack):
                 evaluation_attack = PGD(epsilon=self.attack.epsilon, norm=self.attack.norm)
         self.evaluation_attack = evaluation_attack
-        for name, value in (("awp_gamma", awp_gamma), ("awp_warmup_steps", awp_warmup_steps)):
+        for name, value in (
+            ("awp_gamma", awp_gamma),
+            ("awp_warmup_steps", awp_warmup_steps),
+            ("natural_metrics_every", natural_metrics_every),
+        ):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is a number >= 0; received {value!r}")
         self.awp_gamma = awp_gamma
@@ -203,18 +213,34 @@ class RobustClassifier(keras.Model):
         return cls(**config)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        # Keras finds the input shape by averaging a batch over the replicas, which its own call
-        # cannot do under MultiWorkerMirroredStrategy. With the network built, the optimizer is
-        # all that is left to build.
-        if _is_multi_worker(self.distribute_strategy) and self.network.built:
-            if self.optimizer is not None and not self.optimizer.built:
-                with self.distribute_strategy.scope():
-                    self.optimizer.build(self.trainable_variables)
-            return
+        # Keras finds the input shape by averaging a batch over the replicas, which fails where
+        # these have different numbers of images, and across workers. Those of one say as much.
+        if iterator is not None and self._distribute_strategy is not None:
+            _, _, batches = next(iter(iterator))
+            local = self.distribute_strategy.experimental_local_results
+            data_batch = tf.nest.map_structure(lambda value: local(value)[0], next(batches))
+            iterator = None
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
+    @staticmethod
+    def _check_kinds(
+        network: Any, attack: Any, objective: Any, regularizers: Any, evaluation_attack: Any
+    ) -> None:
+        if not isinstance(network, keras.Model):
+            raise ValueError(f"network is a Keras model, images -> logits; received {network!r}")
+        for name, value in (("attack", attack), ("evaluation_attack", evaluation_attack)):
+            if not (value is None or isinstance(value, str) or callable(value)):
+                raise ValueError(f"{name} is a name, an Attack or a callable; received {value!r}")
+        if not isinstance(objective, str | Objective):
+            raise ValueError(f"objective is a name or an Objective; received {objective!r}")
+        if not isinstance(regularizers, Sequence) or not all(
+            isinstance(regularizer, Regularizer) for regularizer in regularizers
+        ):
+            raise ValueError(
+                f"regularizers is a list of such as DeltaEnergy(10.0); received {regularizers!r}"
+            )
+
     def _unpack(self, data: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         received: Any = getattr(self, "loss", None)
         if received is not None:
             # Keras keeps a loss through later compiles: forget it, so that one without it works.
@@ -223,10 +249,13 @@ class RobustClassifier(keras.Model):
                 "RobustClassifier takes its loss from objective=; compile it without a loss "
                 f"(received loss={received!r})"
             )
-        if y is None or (y.shape.rank == 2 and y.shape[1] != 1) or y.shape.rank not in (1, 2):
-            received = "no labels" if y is None else f"labels of shape {tuple(y.shape)}"
-            raise ValueError(f"labels are integers of shape [B]; received {received}")
-        return tf.cast(x, tf.float32), tf.cast(tf.reshape(y, [-1]), tf.int32), sample_weight
+        x, y, sample_weight = inputs.unpack(data)
+        if not self.network.built:
+            self.build(x.shape)
+        x, y = tf.cast(x, tf.float32), tf.cast(tf.reshape(y, [-1]), tf.int32)
+        is_first = tf.equal(self._loss_tracker.count, 0)
+        classes = inputs.num_classes(self.network, x)
+        return *inputs.in_range(x, y, classes, is_first), sample_weight
 
     def _seed(self, step: Any, *, training: bool) -> tf.Tensor:
         seed = tf.constant([self.seed, int(training)], tf.int32)

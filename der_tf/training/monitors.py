@@ -16,10 +16,10 @@ import tensorflow as tf
 
 from der_tf import energy
 from der_tf.attacks import Attack, geometry
-from der_tf.attacks.base import checked
 from der_tf.attacks.gradient import GradientAttack
 from der_tf.files import replacing, write_table
 from der_tf.regularizers import GradAlign
+from der_tf.training import inputs
 from der_tf.training.averages import averaged_weights
 from der_tf.training.batch import TrainingBatch
 from der_tf.training.classifier import RobustClassifier
@@ -76,8 +76,8 @@ class EnergyMonitor(keras.callbacks.Callback):
         seed: of the attacks and of u. Default 0.
 
     Raises:
-        ValueError: for images or labels that no attack takes, or a model that is no
-            RobustClassifier.
+        ValueError: for images or labels that no attack or the network does not take, or a model
+            that is no RobustClassifier.
         RunError: when a file cannot be written.
     """
 
@@ -92,15 +92,18 @@ class EnergyMonitor(keras.callbacks.Callback):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if every_steps < 0:
-            raise ValueError(f"every_steps is a number >= 0; received {every_steps!r}")
+        if not (isinstance(every_steps, int | np.integer) and every_steps >= 0):
+            raise ValueError(f"every_steps is an integer >= 0; received {every_steps!r}")
         paths = RunDirectory(Path(directory))
         self.table, self.samples = paths.energies_table, paths.energies
         self.every_steps = every_steps
         self.epochs = epochs
         self.seed = seed
         self.latest: dict[str, np.ndarray] = {}
-        self._splits = {"train": checked(*training), "validation": checked(*validation)}
+        self._splits = {
+            "train": inputs.sample("training", training),
+            "validation": inputs.sample("validation", validation),
+        }
         self._measure: Callable[..., dict[str, tf.Tensor]] | None = None
 
     def set_model(self, model: Any) -> None:
@@ -108,6 +111,8 @@ class EnergyMonitor(keras.callbacks.Callback):
             raise ValueError(
                 f"EnergyMonitor watches a RobustClassifier; received {type(model).__name__}"
             )
+        for sample in self._splits.values():
+            inputs.check_sample_of(model.network, sample)
         # One trace, however often `fit` is called.
         if self._measure is None or model is not self.model:
             shape = self._splits["train"][0].shape[1:]

@@ -25,7 +25,8 @@ class RobustOverfittingMonitor(Alarms):
         max_{s <= e} v_s - mean(v over the window) >= gap    and
         the least-squares line through m over the window falls.
 
-    It costs nothing. ``fit`` needs validation data.
+    It costs nothing. Epochs without validation are left out; where no epoch of a training has any,
+    it says so at the end.
 
     Args:
         gap: in accuracy. Default 0.03.
@@ -35,7 +36,7 @@ class RobustOverfittingMonitor(Alarms):
         write: takes a line. Default: prints it.
 
     Raises:
-        ValueError: for a number out of its range, or ``fit`` without validation data.
+        ValueError: for a number out of its range.
         RunError: when the file cannot be written.
     """
 
@@ -51,7 +52,7 @@ class RobustOverfittingMonitor(Alarms):
         super().__init__(directory, write)
         if not 0 <= gap < 1:
             raise ValueError(f"gap is a number in [0, 1); received {gap!r}")
-        if window < 2:
+        if not (isinstance(window, int | np.integer) and window >= 2):
             raise ValueError(f"window is a number of epochs >= 2; received {window!r}")
         self._gap, self._window = gap, window
         self._rates = [row["learning_rate"] for row in rows]
@@ -62,10 +63,7 @@ class RobustOverfittingMonitor(Alarms):
     def on_epoch_end(self, epoch, logs=None) -> None:
         logs = logs or {}
         if "val_robust_accuracy" not in logs:
-            raise ValueError(
-                "RobustOverfittingMonitor compares validation accuracies; received no "
-                "validation data"
-            )
+            return  # validation_freq
         rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
         self._rates.append(float(rate))
         self._robust.append(float(logs["val_robust_accuracy"]))
@@ -81,6 +79,13 @@ class RobustOverfittingMonitor(Alarms):
             f"{self._window} epochs, at best {max(self._robust):.1%}, while dE(x) of training "
             "images falls; training goes on",
         )
+
+    def on_train_end(self, logs=None) -> None:
+        if not self._robust:
+            self._write(
+                "RobustOverfittingMonitor compares validation accuracies, and received no "
+                "validation data: nothing was watched"
+            )
 
     def _is_alarm(self, counts: Iterable[int]) -> bool:
         """Whether the rule holds at the end of one of these epochs, counted from 1."""

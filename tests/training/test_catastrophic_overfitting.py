@@ -272,6 +272,10 @@ def test_probes_are_as_frequent_as_they_are_cheap():
 def test_errors_say_what_was_received(digits):
     with pytest.raises(ValueError, match="action is one of warn, stop, roll_back; received 'off'"):
         guard(digits, "off")
+    with pytest.raises(ValueError, match=r"probe_every is an integer >= 1; received 2\.5"):
+        guard(digits, probe_every=2.5)
+    with pytest.raises(ValueError, match="sample has at least one image; received none"):
+        CatastrophicOverfittingGuard((digits[0][:0], digits[1][:0]))
     with pytest.raises(ValueError, match=r"drop is a number between 0 and 1; received 1\.5"):
         guard(digits, drop=1.5)
     with pytest.raises(ValueError, match="watches a RobustClassifier; received Sequential"):

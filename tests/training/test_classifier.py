@@ -327,6 +327,34 @@ def test_two_replicas_train_like_one(regularizers, digits, two_replicas):
     np.testing.assert_allclose(loss_of_two, loss, rtol=1e-5)
 
 
+def test_replicas_with_different_numbers_of_images(digits, two_replicas):
+    """From the first batch on: 25 and 24 images; in validation 41, as 21 and 20."""
+    with two_replicas().scope():
+        model = RobustClassifier(small_network(), "rs_fgsm", regularizers=[DeltaEnergy(5.0)])
+        model.compile("sgd", metrics=[keras.metrics.SparseTopKCategoricalAccuracy(3, name="top")])
+    x, y = digits[0][:98], digits[1][:98]
+    history = model.fit(x, y, batch_size=49, validation_data=(x[:41], y[:41]), verbose=0).history
+    natural = model.network.predict(x[:41], verbose=0)
+    among = [label in row.argsort()[-3:] for label, row in zip(y, natural, strict=False)]
+    assert history["val_top"] == [pytest.approx(np.mean(among))]
+    clean = natural.argmax(axis=1) == y[:41]
+    assert history["val_clean_accuracy"] == [pytest.approx(np.mean(clean))]
+
+
+@pytest.mark.parametrize("attack", [None, "rs_fgsm"])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_network_that_is_not_built_is_built_by_fit(attack, replicas, digits, two_replicas):
+    strategy = two_replicas() if replicas == 2 else tf.distribute.get_strategy()
+    with strategy.scope():
+        network = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
+        regularizers = [DeltaEnergy(5.0)] if attack else []
+        model = compiled(network, attack, regularizers=regularizers)
+    x, y = digits[0][:64], digits[1][:64]
+    first = model.evaluate(x, y, verbose=0, return_dict=True)["loss"]
+    fit(model, x, y, epochs=8)
+    assert model.evaluate(x, y, verbose=0, return_dict=True)["loss"] < first
+
+
 def test_two_workers_train_like_one_process(tmp_path):
     """MultiWorkerMirroredStrategy through TF_CONFIG: two processes on loopback."""
     job = Path(__file__).with_name("worker_job.py")
@@ -355,6 +383,10 @@ def test_errors_say_what_was_received(digits):
     model = compiled(small_network(), "fgsm")
     with pytest.raises(ValueError, match=r"shape \[B\]; received labels of shape \(None, 10\)"):
         fit(model, x, keras.utils.to_categorical(y, 10))
+    with pytest.raises(ValueError, match=r"shape \[B\]; received labels of float"):
+        fit(model, x, y.astype(np.float32))
+    with pytest.raises(ValueError, match=r"images are one tensor of floats .*received uint8"):
+        fit(model, (x * 255).astype(np.uint8), y)
     model.compile("sgd", loss="mse")
     with pytest.raises(ValueError, match=r"objective=.*received loss='mse'"):
         fit(model, x, y)
@@ -362,3 +394,41 @@ def test_errors_say_what_was_received(digits):
     fit(model, x, y)
     with pytest.raises(ValueError, match="attack is one of"):
         RobustClassifier(small_network(), attack="pdg")
+
+
+@pytest.mark.parametrize("step", ["fit", "evaluate"])
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (lambda x: 255 * x, None, r"in \[0, 1\]; received values from.*\[0\] \[to\] \[255\]"),
+        (lambda x: x - 1, None, r"in \[0, 1\]; received values from.*\[-1\] \[to\] \[0\]"),
+        (lambda x: np.where(x > 0, x, np.nan), None, r"finite and in \[0, 1\]; received values"),
+        (None, lambda y: y + 1, r"0\.\.9, as the network gives 10.*\[1\] \[to\] \[10\]"),
+        (None, lambda y: y - 1, r"0\.\.9, as the network gives 10.*\[-1\] \[to\] \[8\]"),
+    ],
+)
+def test_values_out_of_range_are_refused_in_the_first_batch(step, images, labels, message, digits):
+    x, y = digits[0][:32], digits[1][:32]
+    model = compiled(small_network(), "fgsm")
+    before = model.get_weights()
+    x, y = (images(x) if images else x), (labels(y) if labels else y)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        getattr(model, step)(x, y, verbose=0)
+    assert_same_weights(model.get_weights(), before)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("network", lambda x: x, "network is a Keras model"),
+        ("attack", 0.1, r"attack is a name, an Attack or a callable; received 0\.1"),
+        ("evaluation_attack", 3, "evaluation_attack is a name, an Attack or a callable"),
+        ("objective", None, "objective is a name or an Objective; received None"),
+        ("regularizers", DeltaEnergy(1.0), r"regularizers is a list .*received DeltaEnergy\("),
+        ("regularizers", ["der"], r"regularizers is a list .*received \['der'\]"),
+        ("natural_metrics_every", -1, "natural_metrics_every is a number >= 0; received -1"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(argument, value, message):
+    with pytest.raises(ValueError, match=message):
+        RobustClassifier(**{"network": small_network(), argument: value})

@@ -267,8 +267,20 @@ def test_natural_training_and_attacks_of_ones_own(digits, tmp_path):
 def test_errors_say_what_was_received(digits, tmp_path):
     with pytest.raises(ValueError, match=r"images are in \[0, 1\].*received values from 0 to 255"):
         monitor(tmp_path, (digits[0] * 255, digits[1]))
-    with pytest.raises(ValueError, match="every_steps is a number >= 0; received -1"):
-        monitor(tmp_path, digits, every_steps=-1)
+    for every in (-1, 2.5):
+        with pytest.raises(ValueError, match=f"every_steps is an integer >= 0; received {every}"):
+            monitor(tmp_path, digits, every_steps=every)
+    x, y = digits
+    for sample, message in (
+        (tf.data.Dataset.from_tensors((x, y)), r"training is a pair of images .*received <class"),
+        ((x[:0], y[:0]), "training has at least one image; received none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            EnergyMonitor(tmp_path, sample, (x, y))
+    with pytest.raises(ValueError, match=r"in 0\.\.9, .* 10 logits; received labels from 1 to 10"):
+        EnergyMonitor(tmp_path, (x, y), (x, y + 1)).set_model(classifier())
+    with pytest.raises(ValueError, match=r"expected shape=\(None, 8, 8, 1\)"):
+        EnergyMonitor(tmp_path, (x, y), (x[:, :4], y)).set_model(classifier())
     with pytest.raises(ValueError, match="watches a RobustClassifier; received Sequential"):
         monitor(tmp_path, digits).set_model(classifier().network)
     assert read_energies(tmp_path / "energies.csv") == []

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from der_tf import RobustClassifier
 from der_tf.monitors import RobustOverfittingMonitor, read_alarms
 from der_tf.training.alarms import Alarms
 
@@ -83,11 +84,29 @@ def test_alarms_of_a_lost_part_of_the_training_are_dropped(tmp_path):
     assert not (tmp_path / "alarms.csv").exists()
 
 
+def test_epochs_without_validation_are_left_out():
+    model = RobustClassifier(
+        keras.Sequential([keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+    )
+    model.compile("sgd", run_eagerly=True)
+    images, labels, lines = np.zeros((2, 2, 2, 1)), np.zeros(2, int), []
+    for validation, said in (({}, True), ({"validation_data": (images, labels)}, False)):
+        monitor = RobustOverfittingMonitor(write=lines.append)
+        model.fit(
+            *(images, labels),
+            **validation,
+            epochs=2,
+            validation_freq=2,
+            callbacks=[monitor],
+            verbose=0,
+        )
+        assert len(lines) == said
+        if said:
+            assert "received no validation data" in lines.pop()
+
+
 def test_it_says_what_it_needs():
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    model.compile("sgd", "mse", run_eagerly=True)
-    x, y, monitor = np.zeros((2, 2)), np.zeros(2), RobustOverfittingMonitor()
-    with pytest.raises(ValueError, match="compares validation accuracies; received no validation"):
-        model.fit(x, y, callbacks=[monitor], verbose=0)
     with pytest.raises(ValueError, match="window is a number of epochs >= 2; received 1"):
         RobustOverfittingMonitor(window=1)
+    with pytest.raises(ValueError, match=r"window is a number of epochs >= 2; received 2\.5"):
+        RobustOverfittingMonitor(window=2.5)
