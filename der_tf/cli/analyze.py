@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from der_tf.cli.console import (
     Count,
     Debug,
-    Whole,
+    Seed,
     attack_progress,
     load_tensorflow,
     preparing,
@@ -53,7 +53,7 @@ def analyze(
         Path | None, Parameter(help="Where the data set lies. Default: where it lay for training.")
     ] = None,
     seed: Annotated[
-        Whole,
+        Seed,
         Parameter(
             help="Of --num-examples, random starts and directions. Default: 0.", show_default=False
         ),
@@ -82,6 +82,7 @@ def analyze(
 
         with preparing():
             found = read_runs(runs)
+            _check_epochs(wanted, found)
             networks = _networks(found)
             attacked = None  # the images, unless no run has its networks here
             if any(networks.values()):
@@ -124,6 +125,17 @@ def _epochs(text: str | None) -> list[int] | None:
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         raise ValueError(f"--epochs takes numbers from 1 with commas between; received {text!r}")
     return sorted({int(part) for part in parts})
+
+
+def _check_epochs(wanted: list[int] | None, runs: Sequence[Run]) -> None:
+    there = sorted({epoch for run in runs for epoch in run.samples})
+    for epoch in wanted or ():
+        if epoch not in there:
+            kept = f"those of epochs {', '.join(map(str, there))}" if there else "none"
+            raise ValueError(
+                f"--epochs names epochs whose single samples a run has kept; received {epoch}, "
+                f"there are {kept}"
+            )
 
 
 def _networks(runs: Sequence[Run]) -> dict[str, dict[str, Classifier]]:

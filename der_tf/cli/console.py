@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter, validators
@@ -48,10 +49,17 @@ def fraction(type_: Any, tokens: Sequence[Any]) -> float:
     raise ValueError(f"received {text!r}, accepted are numbers such as 8/255 or 0.031")
 
 
+def _folder_name(type_: Any, value: str | None) -> None:
+    if value is not None and (value in (".", "..") or Path(value).name != value):
+        raise ValueError(f"received {value!r}, accepted is the name of one folder, not a path")
+
+
 Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 Whole = Annotated[int, Parameter(validator=validators.Number(gte=0))]
+Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**31))]  # int32
 NotNegative = Annotated[float, Parameter(converter=fraction, validator=validators.Number(gte=0))]
 Share = Annotated[float, Parameter(converter=fraction, validator=validators.Number(gte=0, lt=1))]
+FolderName = Annotated[str, Parameter(validator=_folder_name)]
 Debug = Annotated[
     bool,
     Parameter(

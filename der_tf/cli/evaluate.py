@@ -14,8 +14,8 @@ from der_tf.cli.console import (
     Count,
     Debug,
     NotNegative,
+    Seed,
     UsageError,
-    Whole,
     attack_progress,
     load_tensorflow,
     noticed,
@@ -90,14 +90,15 @@ def evaluate(
         Count, Parameter(help="Images at a time. Default: 128.", show_default=False)
     ] = 128,
     seed: Annotated[
-        Whole,
+        Seed,
         Parameter(help="Of random starts and --num-examples. Default: 0.", show_default=False),
     ] = 0,
     out: Annotated[
         Path | None,
         Parameter(
             help="File without ending that gets .json, .md and .npz. Default: "
-            "RUN/evaluations/SUITE, for a model runs/evaluations/NAME-SUITE (or ATTACKS)."
+            "RUN/evaluations/SUITE, for a model runs/evaluations/NAME-SUITE (or ATTACKS), unless "
+            "another evaluation lies there."
         ),
     ] = None,
     defend: Annotated[
@@ -180,6 +181,9 @@ def evaluate(
         }
         called = [*([suite] if suite else names), *(["defended"] if defend else [])]
         place = out or _default_place(classifier, called, num_examples)
+        if out is None:
+            with preparing():
+                _refuse_another(place, about, chosen)
         descent = defense.build() if defend else None
         _measure(classifier, images, chosen, descent, num_examples, about, place, signals)
 
@@ -336,3 +340,28 @@ def _default_place(classifier: Classifier, names: list[str], num_examples: int |
     # saved_models/NAME/3 -> NAME-3, x.keras -> x
     title = f"{path.parent.name}-{path.name}" if path.name.isdigit() else path.stem
     return Path("runs") / "evaluations" / f"{title}-{what}"
+
+
+def _refuse_another(place: Path, about: dict[str, Any], attacks: dict[str, Any]) -> None:
+    """ValueError where the default place holds what another command has measured."""
+    from der_tf.evaluation.results import configuration
+
+    def settings(report: dict[str, Any], configurations: dict[str, Any]) -> dict[str, Any]:
+        found = {name: report.get(name) for name in ("dataset", "seed")}
+        found["model"] = str(Path(report.get("model", "")).resolve())
+        for attack, fields in configurations.items():
+            found |= {f"{name} of {attack}": value for name, value in fields.items()}
+        return found
+
+    try:
+        there = json.loads(Path(f"{place}.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return  # nothing, or nothing that can be read: nothing to lose
+    before = settings(there, {name: found["config"] for name, found in there["attacks"].items()})
+    now = settings(about, {name: configuration(attack) for name, attack in attacks.items()})
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise ValueError(
+                f"{place}.json holds an evaluation with {name} {before.get(name)}; received "
+                f"{now.get(name)}: name another place with --out"
+            )

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from der_tf.cli import next_steps
-from der_tf.cli.console import Count, Debug, Whole, load_tensorflow, preparing, say
+from der_tf.cli.console import Count, Debug, FolderName, Whole, load_tensorflow, preparing, say
 from der_tf.cli.defense_options import DefenseOptions
 from der_tf.training.faults import Signals, writing
 
@@ -25,7 +25,7 @@ def export(
         Parameter(help="Folder that gets NAME/VERSION. Default: saved_models.", show_default=False),
     ] = Path("saved_models"),
     model_name: Annotated[
-        str | None,
+        FolderName | None,
         Parameter(help="NAME. Default: DATASET-ATTACK of the run, else the file's name."),
     ] = None,
     version: Annotated[

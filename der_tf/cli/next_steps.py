@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -28,9 +29,9 @@ def serve(version: Path) -> str:
     )
 
 
-def go_on(run: Path, command: str = "train") -> str:
-    """The command that goes on with a run."""
-    return f"{_here('der-tf')} {command} --run-dir {shlex.quote(str(run))}"
+def go_on(run: Path, command: str = "train", options: Sequence[str] = ()) -> str:
+    """The command that goes on with a run, and the options that the run does not keep."""
+    return f"{_here('der-tf')} {shlex.join([command, '--run-dir', str(run), *options])}"
 
 
 def _here(command: str) -> str:

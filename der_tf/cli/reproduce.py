@@ -166,7 +166,15 @@ def _result(run: Run, scale: Scale, signals: Signals) -> dict[str, Any]:
     command = ["train", *arguments(run.row.options), f"--seed={run.seed}"]
     try:
         with run.directory.held():
-            dataset = trained(run.config, run.directory, run.directory, signals, 10.0, command)
+            dataset = trained(
+                run.config,
+                run.directory,
+                run.directory,
+                signals,
+                checkpoint_minutes=10.0,
+                arguments=command,
+                go_on="the same command",
+            )
     except Diverged as error:
         say(f"{run.title} diverged: {error}")
         return measuring.diverged(run, scale, str(error))

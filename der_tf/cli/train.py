@@ -23,7 +23,7 @@ from der_tf.cli.train_options import TrainOptions
 from der_tf.files import write_text
 from der_tf.training import workers
 from der_tf.training.faults import Interrupted, RunError, Signals, writing
-from der_tf.training.recipes import Configuration
+from der_tf.training.recipes import Configuration, option
 from der_tf.training.run_directory import RunDirectory, configure, default_path, versions
 
 if TYPE_CHECKING:
@@ -59,7 +59,15 @@ def train(*, options: TrainOptions = TrainOptions()) -> None:  # noqa: B008 (it 
             held.enter_context(own.held())
         say("Loading TensorFlow ...")
         load_tensorflow(options.debug)
-        dataset = trained(config, directory, own, signals, options.checkpoint_minutes, sys.argv[1:])
+        dataset = trained(
+            config,
+            directory,
+            own,
+            signals,
+            checkpoint_minutes=options.checkpoint_minutes,
+            arguments=sys.argv[1:],
+            go_on=next_steps.go_on(directory.path, options=_not_kept(options)),
+        )
         if workers.is_chief():
             report = _measured(config, directory, dataset)
             if not options.no_export:
@@ -74,13 +82,27 @@ def train(*, options: TrainOptions = TrainOptions()) -> None:  # noqa: B008 (it 
                 say(line)
 
 
+def _not_kept(options: TrainOptions) -> list[str]:
+    """The options given that are not in the configuration of the run."""
+    kept = {field.name for field in dataclasses.fields(Configuration)}
+    found = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name in kept | {"run_dir", "no_resume"} or value == field.default:
+            continue
+        found.append(option(field.name) + ("" if value is True else f"={value}"))
+    return found
+
+
 def trained(
     config: Configuration,
     directory: RunDirectory,
     own: RunDirectory,
     signals: Signals,
+    *,
     checkpoint_minutes: float,
     arguments: list[str],
+    go_on: str,
 ) -> ImageData:
     """Train what is left to train.
 
@@ -92,6 +114,7 @@ def trained(
         signals: SIGTERM and SIGINT.
         checkpoint_minutes: as ``--checkpoint-minutes``.
         arguments: of the command, for the record.
+        go_on: the command that goes on where this one is stopped.
 
     Returns:
         The data set.
@@ -126,8 +149,7 @@ def trained(
         training.run()
     except Interrupted as interrupted:
         raise interrupted.add(
-            f"the state after {training.checkpoints.position} is saved; go on with "
-            f"{next_steps.go_on(directory.path)}"
+            f"the state after {training.checkpoints.position} is saved; go on with {go_on}"
         ) from None
     if training.stopped_early:
         say(

@@ -15,7 +15,7 @@ from der_tf.cli.console import (
     Count,
     Debug,
     NotNegative,
-    Whole,
+    Seed,
     find_dataset,
     load_tensorflow,
     preparing,
@@ -58,7 +58,7 @@ def train_denoiser(
         Count | None, Parameter(help="Train on this many images only. Default: all.")
     ] = None,
     seed: Annotated[
-        Whole | None, Parameter(help="Of first weights, order, levels and noise. Default: 0.")
+        Seed | None, Parameter(help="Of first weights, order, levels and noise. Default: 0.")
     ] = None,
     run_dir: Annotated[
         Path | None,

@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from der_tf.cli.console import Count, NotNegative, Share, Whole, flag, option
+from der_tf.cli.console import (
+    Count,
+    FolderName,
+    NotNegative,
+    Seed,
+    Share,
+    Whole,
+    flag,
+    option,
+)
 from der_tf.cli.loss_options import LossOptions
 
 _DATA = Group("Data", sort_key=1)
@@ -60,7 +69,7 @@ class TrainOptions(LossOptions):
         ),
     ] = None
     seed: Annotated[
-        Whole | None,
+        Seed | None,
         option(_DATA, "Of the first weights, order, augmentation and attacks. Default: 0."),
     ] = None
 
@@ -265,7 +274,7 @@ class TrainOptions(LossOptions):
         option(_RUN, "Folder that gets NAME/VERSION. Default: saved_models."),
     ] = Path("saved_models")
     model_name: Annotated[
-        str | None, option(_RUN, "Name of the exported model. Default: DATASET-ATTACK.")
+        FolderName | None, option(_RUN, "Name of the exported model. Default: DATASET-ATTACK.")
     ] = None
     no_export: Annotated[bool, flag(_RUN, "Write no SavedModel. Default: write one.")] = False
     debug: Annotated[

@@ -52,7 +52,7 @@ def load_classifier(path: Path) -> Classifier:
         return _from_saved_model(_version(path))
     if path.suffix == ".keras" and path.is_file():
         run = RunDirectory(path.parent)
-        if path in (run.best, run.last) and run.record() is not None:
+        if path in (run.best, run.last, run.swa) and run.record() is not None:
             return _from_run(run, path)
         return _from_keras(path)
     what = "there is no such file or folder" if not path.exists() else "it is neither"

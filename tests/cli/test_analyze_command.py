@@ -141,6 +141,7 @@ def test_a_failed_report_leaves_the_old_one(analyzed, capsys):
     ("options", "words"),
     [
         (["--epochs", "1,x"], ["--epochs", "'1,x'"]),
+        (["--epochs", "9"], ["--epochs", "received 9"]),
         (["--num-examples", "0"], ["--num-examples", ">= 1"]),
         (["--num-examples", "100000"], ["validation images", "--num-examples 100000"]),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,6 +168,33 @@ def test_unusable_arguments_are_one_line_and_status_2(options, words, network, t
     for word in words:
         assert word in error
     assert not list(tmp_path.iterdir())
+
+
+def test_another_evaluation_in_the_default_place_is_left_alone(
+    network, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    quick = ["evaluate", str(network), "--dataset=digits", "--attacks=fgsm,pgd", "--steps=2"]
+    quick += ["--num-examples=20", "--batch-size=20"]
+    assert main([*quick, "--epsilon=0.1"]) == 0
+    (report,) = (tmp_path / "runs" / "evaluations").glob("*.json")
+    first = report.read_bytes()
+    (tmp_path / "other").mkdir()
+    other = str(shutil.copy(network, tmp_path / "other" / network.name))
+    capsys.readouterr()
+    for command, words in (
+        ([*quick, "--epsilon=0.2"], ["epsilon of fgsm 0.1; received 0.2"]),
+        ([*quick, "--epsilon=0.1", "--seed=1"], ["seed 0; received 1"]),
+        ([*quick[:4], "--steps=3", *quick[5:], "--epsilon=0.1"], ["steps of pgd 2; received 3"]),
+        ([quick[0], other, *quick[2:], "--epsilon=0.1"], ["model", str(network), other]),
+    ):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        for word in [*words, "name another place with --out"]:
+            assert word in error
+        assert report.read_bytes() == first
+    assert main([*quick, "--epsilon=0.1"]) == 0
 
 
 def test_probabilities_are_a_warning_of_the_report(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,9 @@ def test_options_reach_the_configuration():
         (["train", "--der-penalty", "cubic"], ["cubic", "squared", "huber"]),
         (["train", "--steps", "5"], ["--steps", "rs_fgsm takes one step", "received 5"]),
         (["train", "--speed", "9"], ["--speed"]),
+        (["train", "--seed", "2147483648"], ["--seed", "2147483648", "< 2147483648"]),
+        (["train", "--model-name", "../there"], ["--model-name", "'../there'", "one folder"]),
+        (["export", "run", "--model-name", ".."], ["--model-name", "'..'", "one folder"]),
         (["train", "stray"], ["stray"]),
         (["fit"], ["fit", "train"]),
         (["evaluate"], ["RUN_OR_MODEL"]),
@@ -165,5 +169,8 @@ def test_commands_to_type_next_exist():
     lines = next_steps.after_training(Path("runs/my run"), "saved_models/m/3")
     assert lines[1].endswith("evaluate 'runs/my run' --attacks fgsm,pgd,mim")
     assert "-m serve --model_name=m --model_base_path=" in lines[2]
+    options = ["--no-export", "--export-dir=my models"]
+    line = next_steps.go_on(Path("runs/my run"), options=options)
+    assert shlex.split(line)[1:] == ["train", "--run-dir", "runs/my run", *options]
     program = lines[1].split()[0]
     assert program == "der-tf" or Path(program).exists()

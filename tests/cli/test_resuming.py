@@ -89,7 +89,7 @@ def test_sigterm_saves_within_the_epoch_and_says_how_to_go_on(reference, tmp_pat
     assert process.returncode == 143
     assert err.count("\n") == 1
     assert "stopped by SIGTERM: the state after epoch" in err
-    assert f"train --run-dir {run}" in err
+    assert f"train --run-dir {run} --checkpoint-minutes=1e-09 --no-export" in err
     finish(run)
     assert_same_end(run, reference)
 
