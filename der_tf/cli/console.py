@@ -50,7 +50,7 @@ def fraction(type_: Any, tokens: Sequence[Any]) -> float:
 
 
 def _folder_name(type_: Any, value: str | None) -> None:
-    if value is not None and (value in (".", "..") or Path(value).name != value):
+    if value is not None and (value in ("", "..") or Path(value).name != value):
         raise ValueError(f"received {value!r}, accepted is the name of one folder, not a path")
 
 
@@ -85,7 +85,7 @@ def show_error(error: BaseException, debug: bool, status: int) -> int:
     if debug:
         traceback.print_exception(error)
     text = " ".join(str(error).split())
-    expected = isinstance(error, RunError) or status == 2
+    expected = isinstance(error, RunError | Interrupted) or status == 2
     if not expected:
         kind = type(error).__name__
         text = f"{kind}: {text}" if text else kind

@@ -97,8 +97,8 @@ def evaluate(
         Path | None,
         Parameter(
             help="File without ending that gets .json, .md and .npz. Default: "
-            "RUN/evaluations/SUITE, for a model runs/evaluations/NAME-SUITE (or ATTACKS), unless "
-            "another evaluation lies there."
+            "RUN/evaluations/SUITE, for a model runs/evaluations/NAME-SUITE (or ATTACKS); another "
+            "evaluation that lies there is not overwritten."
         ),
     ] = None,
     defend: Annotated[
@@ -181,10 +181,10 @@ def evaluate(
         }
         called = [*([suite] if suite else names), *(["defended"] if defend else [])]
         place = out or _default_place(classifier, called, num_examples)
+        descent = defense.build() if defend else None
         if out is None:
             with preparing():
-                _refuse_another(place, about, chosen)
-        descent = defense.build() if defend else None
+                _refuse_another(place, about, chosen, descent)
         _measure(classifier, images, chosen, descent, num_examples, about, place, signals)
 
 
@@ -342,23 +342,32 @@ def _default_place(classifier: Classifier, names: list[str], num_examples: int |
     return Path("runs") / "evaluations" / f"{title}-{what}"
 
 
-def _refuse_another(place: Path, about: dict[str, Any], attacks: dict[str, Any]) -> None:
+def _refuse_another(
+    place: Path, about: dict[str, Any], attacks: dict[str, Any], defense: EnergyDescent | None
+) -> None:
     """ValueError where the default place holds what another command has measured."""
     from der_tf.evaluation.results import configuration
 
-    def settings(report: dict[str, Any], configurations: dict[str, Any]) -> dict[str, Any]:
+    def settings(report: dict[str, Any]) -> dict[str, Any]:
         found = {name: report.get(name) for name in ("dataset", "seed")}
         found["model"] = str(Path(report.get("model", "")).resolve())
-        for attack, fields in configurations.items():
-            found |= {f"{name} of {attack}": value for name, value in fields.items()}
+        parts = {**report.get("attacks", {}), "the defence": report.get("defense", {})}
+        for part, described in parts.items():
+            fields = described.get("config", {})
+            found |= {f"{name} of {part}": value for name, value in fields.items()}
         return found
 
     try:
-        there = json.loads(Path(f"{place}.json").read_text(encoding="utf-8"))
+        before = settings(json.loads(Path(f"{place}.json").read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError):
         return  # nothing, or nothing that can be read: nothing to lose
-    before = settings(there, {name: found["config"] for name, found in there["attacks"].items()})
-    now = settings(about, {name: configuration(attack) for name, attack in attacks.items()})
+    now = settings(
+        {
+            **about,
+            "attacks": {name: {"config": configuration(a)} for name, a in attacks.items()},
+            "defense": {"config": dict(defense.get_config())} if defense else {},
+        }
+    )
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise ValueError(

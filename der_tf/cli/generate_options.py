@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from der_tf.cli.console import Count, Debug, NotNegative, Seed, Share, Whole
+from der_tf.cli.console import Count, Debug, NotNegative, Share, Whole
 
 
 @Parameter(name="*")
@@ -100,7 +100,7 @@ class GenerateOptions:
         Count, Parameter(help="Chains at a time. Default: 64.", show_default=False)
     ] = 64
     seed: Annotated[
-        Seed,
+        Whole,
         Parameter(
             help="Of each class's first image; then +1 each. Default: 0.", show_default=False
         ),

@@ -22,10 +22,11 @@ from der_tf.cli.console import (
 )
 from der_tf.cli.train import trained
 from der_tf.files import write_text
-from der_tf.reproduce.experiments import EXPERIMENTS, Experiment, Row, Scale, arguments
+from der_tf.reproduce.experiments import EXPERIMENTS, Experiment, Row, Scale
 from der_tf.reproduce.results import Run, planned, write_report
 from der_tf.reproduce.summary import markdown
 from der_tf.training.faults import Diverged, Signals, writing
+from der_tf.training.recipes import arguments
 
 
 def reproduce(

@@ -23,7 +23,7 @@ from der_tf.cli.train_options import TrainOptions
 from der_tf.files import write_text
 from der_tf.training import workers
 from der_tf.training.faults import Interrupted, RunError, Signals, writing
-from der_tf.training.recipes import Configuration, option
+from der_tf.training.recipes import Configuration, arguments
 from der_tf.training.run_directory import RunDirectory, configure, default_path, versions
 
 if TYPE_CHECKING:
@@ -85,13 +85,13 @@ def train(*, options: TrainOptions = TrainOptions()) -> None:  # noqa: B008 (it 
 def _not_kept(options: TrainOptions) -> list[str]:
     """The options given that are not in the configuration of the run."""
     kept = {field.name for field in dataclasses.fields(Configuration)}
-    found = []
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        if field.name in kept | {"run_dir", "no_resume"} or value == field.default:
-            continue
-        found.append(option(field.name) + ("" if value is True else f"={value}"))
-    return found
+    given = {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(options)
+        if field.name not in kept | {"run_dir", "no_resume"}
+        and getattr(options, field.name) != field.default
+    }
+    return arguments(given)
 
 
 def trained(

@@ -12,7 +12,7 @@ import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from der_tf.training.recipes import Configuration, option, resolve
+from der_tf.training.recipes import Configuration, resolve
 
 Options = Mapping[str, Any]
 
@@ -120,22 +120,6 @@ class Experiment:
                 )
         chosen = {name for pattern in only or ("*",) for name in fnmatch.filter(names, pattern)}
         return [row for row in rows if row.name in chosen]
-
-
-def arguments(options: Options) -> list[str]:
-    """Options as they are typed after ``der-tf train``."""
-    typed = []
-    for name, value in options.items():
-        if value is True:
-            typed.append(option(name))
-        elif name in ("epsilon", "step_size"):
-            typed.append(f"{option(name)}={round(value * 255)}/255")
-        elif isinstance(value, tuple):
-            typed += [option(name), *(f"{part:g}" for part in value)]
-        else:
-            text = f"{value:g}" if isinstance(value, float) else value
-            typed.append(f"{option(name)}={text}")
-    return typed
 
 
 # The form of DER in the paper, which is not the default of single-step attacks.

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from der_tf.files import write_text
-from der_tf.reproduce.experiments import Experiment, Row, Scale, arguments
+from der_tf.reproduce.experiments import Experiment, Row, Scale
 from der_tf.reproduce.summary import markdown, summarize
-from der_tf.training.recipes import Configuration
+from der_tf.training.recipes import Configuration, arguments
 from der_tf.training.run_directory import RunDirectory, versions
 
 # The values of an epoch in metrics.csv that a result keeps.

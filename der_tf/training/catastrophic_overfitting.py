@@ -151,10 +151,10 @@ class CatastrophicOverfittingGuard(Alarms):
                 "CatastrophicOverfittingGuard watches a RobustClassifier; received "
                 f"{type(model).__name__}"
             )
-        inputs.check_sample_of(model.network, self._sample)
         is_new = self._measure is None or model is not self.model
         super().set_model(model)
         if is_new:
+            inputs.check_sample_of(model.network, self._sample)
             self._measure = tf.function(_probe(model, self._attack), jit_compile=False)
         if self.action == "roll_back" and not self._robust_state:
             self._robust_state = [

@@ -81,7 +81,7 @@ class RobustClassifier(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._check_kinds(network, attack, objective, regularizers, evaluation_attack)
+        _check_kinds(network, attack, objective, regularizers, evaluation_attack)
         self.network = network
         self.attack = attacks.get(attack) if isinstance(attack, str) else attack
         self.objective = objectives.get(objective) if isinstance(objective, str) else objective
@@ -222,24 +222,6 @@ class RobustClassifier(keras.Model):
             iterator = None
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
-    @staticmethod
-    def _check_kinds(
-        network: Any, attack: Any, objective: Any, regularizers: Any, evaluation_attack: Any
-    ) -> None:
-        if not isinstance(network, keras.Model):
-            raise ValueError(f"network is a Keras model, images -> logits; received {network!r}")
-        for name, value in (("attack", attack), ("evaluation_attack", evaluation_attack)):
-            if not (value is None or isinstance(value, str) or callable(value)):
-                raise ValueError(f"{name} is a name, an Attack or a callable; received {value!r}")
-        if not isinstance(objective, str | Objective):
-            raise ValueError(f"objective is a name or an Objective; received {objective!r}")
-        if not isinstance(regularizers, Sequence) or not all(
-            isinstance(regularizer, Regularizer) for regularizer in regularizers
-        ):
-            raise ValueError(
-                f"regularizers is a list of such as DeltaEnergy(10.0); received {regularizers!r}"
-            )
-
     def _unpack(self, data: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
         received: Any = getattr(self, "loss", None)
         if received is not None:
@@ -357,6 +339,24 @@ class RobustClassifier(keras.Model):
             # Keras averages over the 0th dimension of each worker's results there.
             results = {name: tf.reshape(value, [1]) for name, value in results.items()}
         return results
+
+
+def _check_kinds(
+    network: Any, attack: Any, objective: Any, regularizers: Any, evaluation_attack: Any
+) -> None:
+    if not isinstance(network, keras.Model):
+        raise ValueError(f"network is a Keras model, images -> logits; received {network!r}")
+    for name, value in (("attack", attack), ("evaluation_attack", evaluation_attack)):
+        if not (value is None or isinstance(value, str) or callable(value)):
+            raise ValueError(f"{name} is a name, an Attack or a callable; received {value!r}")
+    if not isinstance(objective, str | Objective):
+        raise ValueError(f"objective is a name or an Objective; received {objective!r}")
+    if not isinstance(regularizers, Sequence) or not all(
+        isinstance(regularizer, Regularizer) for regularizer in regularizers
+    ):
+        raise ValueError(
+            f"regularizers is a list of such as DeltaEnergy(10.0); received {regularizers!r}"
+        )
 
 
 def _is_multi_worker(strategy: tf.distribute.Strategy) -> bool:

@@ -111,10 +111,10 @@ class EnergyMonitor(keras.callbacks.Callback):
             raise ValueError(
                 f"EnergyMonitor watches a RobustClassifier; received {type(model).__name__}"
             )
-        for sample in self._splits.values():
-            inputs.check_sample_of(model.network, sample)
         # One trace, however often `fit` is called.
         if self._measure is None or model is not self.model:
+            for sample in self._splits.values():
+                inputs.check_sample_of(model.network, sample)
             shape = self._splits["train"][0].shape[1:]
             self._measure = tf.function(
                 _measurement(model),

@@ -299,6 +299,22 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def arguments(options: Mapping[str, Any]) -> list[str]:
+    """Options as they are typed after ``der-tf train``."""
+    typed = []
+    for name, value in options.items():
+        if value is True:
+            typed.append(option(name))
+        elif name in ("epsilon", "step_size"):
+            typed.append(f"{option(name)}={round(value * 255)}/255")
+        elif isinstance(value, tuple):
+            typed += [option(name), *(f"{part:g}" for part in value)]
+        else:
+            text = f"{value:g}" if isinstance(value, float) else value
+            typed.append(f"{option(name)}={text}")
+    return typed
+
+
 def _unread(filled: Mapping[str, Any]) -> dict[str, str]:
     """Fields that a run so configured does not read, and why."""
     unread = {}

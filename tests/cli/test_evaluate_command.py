@@ -195,6 +195,9 @@ def test_another_evaluation_in_the_default_place_is_left_alone(
             assert word in error
         assert report.read_bytes() == first
     assert main([*quick, "--epsilon=0.1"]) == 0
+    defended = [*quick, "--epsilon=0.1", "--defend"]
+    for steps, status in ((1, 0), (2, 2), (1, 0)):
+        assert main([*defended, f"--defense-steps={steps}"]) == status
 
 
 def test_probabilities_are_a_warning_of_the_report(tmp_path, capsys):

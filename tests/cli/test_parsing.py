@@ -127,6 +127,7 @@ def test_options_reach_the_configuration():
         (["train", "--speed", "9"], ["--speed"]),
         (["train", "--seed", "2147483648"], ["--seed", "2147483648", "< 2147483648"]),
         (["train", "--model-name", "../there"], ["--model-name", "'../there'", "one folder"]),
+        (["train", "--model-name", ""], ["--model-name", "''", "one folder"]),
         (["export", "run", "--model-name", ".."], ["--model-name", "'..'", "one folder"]),
         (["train", "stray"], ["stray"]),
         (["fit"], ["fit", "train"]),

@@ -4,10 +4,10 @@ import pytest
 
 from der_tf.cli import app
 from der_tf.cli.train_options import TrainOptions
-from der_tf.reproduce.experiments import EXPERIMENTS, arguments
+from der_tf.reproduce.experiments import EXPERIMENTS
 from der_tf.reproduce.results import planned
 from der_tf.training import run
-from der_tf.training.recipes import DER
+from der_tf.training.recipes import DER, arguments
 
 SCALES = [
     pytest.param(experiment, scale, id=f"{experiment.name}-{name}")

@@ -1,20 +1,13 @@
-"""RobustClassifier in plain Keras code: metrics, passes, saving, precision, distribution."""
-
-import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
+"""RobustClassifier in plain Keras code: metrics, passes, saving, precision."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from sklearn.datasets import load_digits
 
 from der_tf import RobustClassifier, attacks, energy, objectives
 from der_tf.regularizers import AbnormalExamples, DeltaEnergy, GradAlign
+from tests.training.small_classifiers import assert_same_weights, compiled, fit, small_network
 
 METRICS = {
     "loss",
@@ -24,42 +17,6 @@ METRICS = {
     "delta_joint_energy",
     "abnormal_fraction",
 }
-
-
-@pytest.fixture(scope="module")
-def digits():
-    data = load_digits()
-    return (data.images[..., None] / 16).astype(np.float32), data.target.astype(np.int32)
-
-
-def small_network(batch_norm=True, seed=0):
-    keras.utils.set_random_seed(seed)
-    return keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.layers.Conv2D(6, 3),
-            *([keras.layers.BatchNormalization()] if batch_norm else []),
-            keras.layers.ReLU(),
-            keras.layers.Flatten(),
-            keras.layers.Dense(10, dtype="float32"),
-        ]
-    )
-
-
-def compiled(*args, optimizer=None, steps_per_execution=1, **kwargs):
-    model = RobustClassifier(*args, **kwargs)
-    optimizer = optimizer or keras.optimizers.SGD(0.05, momentum=0.9)
-    model.compile(optimizer, steps_per_execution=steps_per_execution)
-    return model
-
-
-def fit(model, x, y, **kwargs):
-    return model.fit(x, y, batch_size=64, shuffle=False, verbose=0, **kwargs).history
-
-
-def assert_same_weights(one, other, tolerance=0.0):
-    for a, b in zip(one, other, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("attack", [None, "fgsm", "rs_fgsm", "n_fgsm", "pgd", "mim", "trades"])
@@ -300,135 +257,3 @@ def test_layer_losses_are_added_once(digits):
         each.train_on_batch(digits[0][:16], digits[1][:16])
     difference = plain.network.layers[-1].kernel.numpy() - network.layers[-1].kernel.numpy()
     np.testing.assert_allclose(difference, kernel, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "regularizers",
-    [(), (DeltaEnergy(5.0, reference="natural"),), (DeltaEnergy(5.0, reference="start"),)],
-    ids=["plain", "der", "der_start"],
-)
-def test_two_replicas_train_like_one(regularizers, digits, two_replicas):
-    """5 steps of 64, the last one of 19 images: 10 on one replica and 9 on the other."""
-
-    def train(strategy):
-        with strategy.scope():
-            model = compiled(
-                small_network(batch_norm=False),
-                attacks.get("fgsm", epsilon=0.1, training=True),
-                regularizers=regularizers,
-            )
-        dataset = tf.data.Dataset.from_tensor_slices((digits[0][:275], digits[1][:275])).batch(64)
-        history = model.fit(dataset, shuffle=False, verbose=0).history
-        return model.get_weights(), history["loss"]
-
-    one, loss = train(tf.distribute.get_strategy())
-    two, loss_of_two = train(two_replicas())
-    assert_same_weights(two, one, 1e-5)
-    np.testing.assert_allclose(loss_of_two, loss, rtol=1e-5)
-
-
-def test_replicas_with_different_numbers_of_images(digits, two_replicas):
-    """From the first batch on: 25 and 24 images; in validation 41, as 21 and 20."""
-    with two_replicas().scope():
-        model = RobustClassifier(small_network(), "rs_fgsm", regularizers=[DeltaEnergy(5.0)])
-        model.compile("sgd", metrics=[keras.metrics.SparseTopKCategoricalAccuracy(3, name="top")])
-    x, y = digits[0][:98], digits[1][:98]
-    history = model.fit(x, y, batch_size=49, validation_data=(x[:41], y[:41]), verbose=0).history
-    natural = model.network.predict(x[:41], verbose=0)
-    among = [label in row.argsort()[-3:] for label, row in zip(y, natural, strict=False)]
-    assert history["val_top"] == [pytest.approx(np.mean(among))]
-    clean = natural.argmax(axis=1) == y[:41]
-    assert history["val_clean_accuracy"] == [pytest.approx(np.mean(clean))]
-
-
-@pytest.mark.parametrize("attack", [None, "rs_fgsm"])
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_a_network_that_is_not_built_is_built_by_fit(attack, replicas, digits, two_replicas):
-    strategy = two_replicas() if replicas == 2 else tf.distribute.get_strategy()
-    with strategy.scope():
-        network = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
-        regularizers = [DeltaEnergy(5.0)] if attack else []
-        model = compiled(network, attack, regularizers=regularizers)
-    x, y = digits[0][:64], digits[1][:64]
-    first = model.evaluate(x, y, verbose=0, return_dict=True)["loss"]
-    fit(model, x, y, epochs=8)
-    assert model.evaluate(x, y, verbose=0, return_dict=True)["loss"] < first
-
-
-def test_two_workers_train_like_one_process(tmp_path):
-    """MultiWorkerMirroredStrategy through TF_CONFIG: two processes on loopback."""
-    job = Path(__file__).with_name("worker_job.py")
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    addresses = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
-    for s in sockets:
-        s.close()
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    processes = []
-    for index in (0, 1, None):
-        extra = {}
-        if index is not None:
-            task = {"type": "worker", "index": index}
-            extra = {"TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": task})}
-        command = [sys.executable, str(job), str(tmp_path / f"{index}.npz")]
-        processes.append(subprocess.Popen(command, env={**environment, **extra}))
-    assert [process.wait(timeout=240) for process in processes] == [0, 0, 0]
-    first, second, single = (np.load(tmp_path / f"{index}.npz") for index in (0, 1, None))
-    for name in single.files:
-        np.testing.assert_allclose(first[name], second[name], rtol=0, atol=0)
-        np.testing.assert_allclose(first[name], single[name], rtol=0, atol=1e-5)
-
-
-def test_errors_say_what_was_received(digits):
-    x, y = digits[0][:16], digits[1][:16]
-    model = compiled(small_network(), "fgsm")
-    with pytest.raises(ValueError, match=r"shape \[B\]; received labels of shape \(None, 10\)"):
-        fit(model, x, keras.utils.to_categorical(y, 10))
-    with pytest.raises(ValueError, match=r"shape \[B\]; received labels of float"):
-        fit(model, x, y.astype(np.float32))
-    with pytest.raises(ValueError, match=r"images are one tensor of floats .*received uint8"):
-        fit(model, (x * 255).astype(np.uint8), y)
-    model.compile("sgd", loss="mse")
-    with pytest.raises(ValueError, match=r"objective=.*received loss='mse'"):
-        fit(model, x, y)
-    model.compile("sgd")
-    fit(model, x, y)
-    with pytest.raises(ValueError, match="attack is one of"):
-        RobustClassifier(small_network(), attack="pdg")
-
-
-@pytest.mark.parametrize("step", ["fit", "evaluate"])
-@pytest.mark.parametrize(
-    ("images", "labels", "message"),
-    [
-        (lambda x: 255 * x, None, r"in \[0, 1\]; received values from.*\[0\] \[to\] \[255\]"),
-        (lambda x: x - 1, None, r"in \[0, 1\]; received values from.*\[-1\] \[to\] \[0\]"),
-        (lambda x: np.where(x > 0, x, np.nan), None, r"finite and in \[0, 1\]; received values"),
-        (None, lambda y: y + 1, r"0\.\.9, as the network gives 10.*\[1\] \[to\] \[10\]"),
-        (None, lambda y: y - 1, r"0\.\.9, as the network gives 10.*\[-1\] \[to\] \[8\]"),
-    ],
-)
-def test_values_out_of_range_are_refused_in_the_first_batch(step, images, labels, message, digits):
-    x, y = digits[0][:32], digits[1][:32]
-    model = compiled(small_network(), "fgsm")
-    before = model.get_weights()
-    x, y = (images(x) if images else x), (labels(y) if labels else y)
-    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        getattr(model, step)(x, y, verbose=0)
-    assert_same_weights(model.get_weights(), before)
-
-
-@pytest.mark.parametrize(
-    ("argument", "value", "message"),
-    [
-        ("network", lambda x: x, "network is a Keras model"),
-        ("attack", 0.1, r"attack is a name, an Attack or a callable; received 0\.1"),
-        ("evaluation_attack", 3, "evaluation_attack is a name, an Attack or a callable"),
-        ("objective", None, "objective is a name or an Objective; received None"),
-        ("regularizers", DeltaEnergy(1.0), r"regularizers is a list .*received DeltaEnergy\("),
-        ("regularizers", ["der"], r"regularizers is a list .*received \['der'\]"),
-        ("natural_metrics_every", -1, "natural_metrics_every is a number >= 0; received -1"),
-    ],
-)
-def test_arguments_of_another_kind_are_refused(argument, value, message):
-    with pytest.raises(ValueError, match=message):
-        RobustClassifier(**{"network": small_network(), argument: value})

@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from sklearn.datasets import load_digits
 
 from der_tf import RobustClassifier, attacks, energy, monitors
 from der_tf.monitors import EnergyMonitor, read_energies
@@ -12,12 +11,6 @@ from der_tf.training.monitors import affordable_records
 
 EPSILON = 0.1
 SPLITS = {"train": 20, "validation": 12}
-
-
-@pytest.fixture(scope="module")
-def digits():
-    data = load_digits()
-    return (data.images[..., None] / 16).astype(np.float32), data.target.astype(np.int32)
 
 
 def classifier(attack="rs_fgsm", dropout=0.0, rate=0.1, eagerly=True, **optimizer):
