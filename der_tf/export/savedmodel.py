@@ -48,7 +48,7 @@ def export(
         model: a Keras model, images float32 ``[B, H, W, C]`` in [0, 1] -> logits ``[B, K]``, with
             known H, W, C and K >= 2; of a :class:`der_tf.RobustClassifier`, its network.
         path: the model's folder, ``saved_models/NAME``; the version goes to ``path/VERSION``.
-        version: an integer of at least 1. Default None: the next free number.
+        version: an integer from 1 to 2^63 - 1. Default None: the next free number.
         class_names: K names. Default None: "0" to "K-1".
         batching: False leaves the batching op out of the graph; each request runs by itself, and
             the five numbers that follow have no effect.
@@ -91,6 +91,12 @@ def export(
             max_enqueued_batches=max_enqueued_batches,
         )
     _check_version(version)
+    if not isinstance(defense, EnergyDescent | None):
+        raise ValueError(f"defense must be an EnergyDescent or None, received {defense!r}")
+    if not isinstance(initializer, LocalClasswisePCA | None):
+        raise ValueError(
+            f"initializer must be a LocalClasswisePCA or None, received {initializer!r}"
+        )
     if base.exists() and not base.is_dir():
         raise NotADirectoryError(f"path must be the model's folder, received the file {base}")
     versions.refuse_existing(base, version)
@@ -187,9 +193,11 @@ def _describe(
 def _check_version(version: int | None) -> None:
     if version is None:
         return
-    if isinstance(version, bool) or not isinstance(version, (int, np.integer)) or version < 1:
+    whole = isinstance(version, int | np.integer) and not isinstance(version, bool)
+    if not whole or not 1 <= version <= versions.MAX_VERSION:
         raise ValueError(
-            f"version must be an integer of at least 1, or None for the next, received {version!r}"
+            f"version must be an integer from 1 to {versions.MAX_VERSION}, or None for the next, "
+            f"received {version!r}"
         )
 
 

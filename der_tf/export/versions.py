@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+MAX_VERSION = 2**63 - 1  # of TensorFlow Serving, which keeps versions in an int64
 _PREFIX = ".exporting-"
 
 
@@ -26,7 +27,7 @@ def existing(base: Path) -> list[int]:
 
 
 def _is_number(name: str) -> bool:
-    return name.isascii() and name.isdigit()
+    return name.isascii() and name.isdigit() and int(name) <= MAX_VERSION
 
 
 @contextlib.contextmanager

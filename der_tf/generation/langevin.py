@@ -138,12 +138,10 @@ class LangevinSampler:
             )
         images, energies, taken, frames, on_the_way = self._call(True, *batches[0])
         last = int(taken.max()) + 1
-        frames = np.concatenate([frames, images[None]])[:last]
-        on_the_way = np.concatenate([on_the_way, energies[None]])[:last]
         # A chain out of steps is no longer evaluated: its energy is the final one.
         resting = np.arange(last)[:, None] >= taken
-        frames = np.where(resting[..., None, None, None], images, frames)
-        return Traces(frames, np.where(resting, energies, on_the_way), taken)
+        frames = np.where(resting[..., None, None, None], images, frames[:last])
+        return Traces(frames, np.where(resting, energies, on_the_way[:last]), taken)
 
     def chain(self, labels: tf.Tensor, seeds: tf.Tensor, num_steps: tf.Tensor) -> Chains:
         """:meth:`run` as graph code: labels int32, seeds int64, num_steps int32, each ``[B]``."""
@@ -152,7 +150,7 @@ class LangevinSampler:
     def _chain(
         self, traced: bool, labels: tf.Tensor, seeds: tf.Tensor, num_steps: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
-        """Ends of the chains; traced also what they were before each round, stacked."""
+        """Ends of the chains; traced also what they were before each round and at the end."""
         count = tf.shape(labels)[0]
         keys = sample_seeds.keys(labels, seeds)
         x = self._starts(labels, keys)
@@ -200,11 +198,12 @@ class LangevinSampler:
         nothing = tf.zeros_like(labels)
         state = (tf.constant(0), x, tf.zeros_like(x), tf.cast(nothing, tf.float32), nothing)
         state = (*state, tf.cast(nothing, tf.bool), *record)
-        _, x, _, energies, taken, stopped, *record = tf.while_loop(unfinished, round_, state)
+        t, x, _, energies, taken, stopped, *record = tf.while_loop(unfinished, round_, state)
         # Chains that ran out of steps have moved since their energy was last taken.
         final = energy.joint_energy(self._logits(x), labels)
         energies = tf.where(stopped, energies, tf.cast(final, tf.float32))
-        return (x, energies, taken, *(values.stack() for values in record))
+        ends = zip(record, (x, energies), strict=False)  # none where nothing is traced
+        return (x, energies, taken, *(values.write(t, end).stack() for values, end in ends))
 
     def _starts(self, labels: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
         """The candidates of lowest joint energy; the first one is the initializer's sample."""

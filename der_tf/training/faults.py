@@ -18,8 +18,12 @@ class Diverged(RunError):
     """The loss or a weight is no longer a finite number."""
 
 
-class Interrupted(RunError):
-    """SIGTERM or SIGINT arrived."""
+class Interrupted(BaseException):
+    """SIGTERM or SIGINT arrived.
+
+    No Exception, as KeyboardInterrupt is none: TensorFlow's tracing takes an Exception that is
+    raised in it for a function that it cannot convert, and goes on.
+    """
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
@@ -49,9 +53,11 @@ class Signals:
         }
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if kind is None:
+            self.check()  # Python drops what is raised while it frees objects
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None:

@@ -150,6 +150,10 @@ def test_without_batching_and_without_an_initializer(smooth, starts, serve, tmp_
         export(smooth, tmp_path / "b", sampling=OPTIONS)
     with pytest.raises(ValueError, match=r"keyword arguments of LangevinSampler.*'steps'"):
         export(smooth, tmp_path / "b", initializer=starts, sampling={"steps": 3})
+    with pytest.raises(ValueError, match=r"initializer must be a LocalClasswisePCA or None.* 3$"):
+        export(smooth, tmp_path / "b", initializer=3)
+    with pytest.raises(ValueError, match=r"defense must be an EnergyDescent or None.* 'x'$"):
+        export(smooth, tmp_path / "b", defense="x")
     with pytest.raises(ValueError, match="max_num_steps must be an integer"):
         export(smooth, tmp_path / "b", initializer=starts, max_num_steps=0)
     assert not (tmp_path / "b").exists()

@@ -98,6 +98,9 @@ def test_a_longer_chain_goes_on_and_another_seed_or_class_differs(network, local
     trace = sampler.trace([0, 1], [5, 5], 9)
     assert trace.frames.shape == (10, 2, 4, 4, 1)
     np.testing.assert_allclose(trace.frames[0], local.sample([0, 1], [5, 5]), atol=1e-6)
+    starts = sampler.trace([0, 1], [5, 5], 0)
+    np.testing.assert_allclose(starts.frames, trace.frames[:1], atol=1e-6)
+    np.testing.assert_allclose(starts.joint_energy, trace.joint_energy[:1], atol=1e-4)
     for steps in (3, 9):
         result = sampler.run([0, 1], [5, 5], steps)
         np.testing.assert_allclose(result.images, trace.frames[steps], atol=1e-5)

@@ -219,6 +219,29 @@ def test_a_second_signal_ends_deferred_work():
 
 def test_a_signal_outside_deferred_work_interrupts_at_once():
     before = signal.getsignal(signal.SIGTERM)
-    with Signals(), pytest.raises(Interrupted, match="SIGTERM"):
+    with pytest.raises(Interrupted, match="SIGTERM"), Signals():
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_while_tensorflow_traces_interrupts():
+    @tf.function
+    def traced(x):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return x
+
+    with pytest.raises(Interrupted, match="SIGTERM"), Signals():
+        traced(1.0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_whose_exception_python_dropped_interrupts_at_the_end():
+    class Freed:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def free():
+        Freed()
+
+    with pytest.raises(Interrupted, match="SIGTERM"), Signals():
+        free()
