@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from der_tf.files import replacing
@@ -76,12 +77,14 @@ def save_traces(
     for place, label in enumerate(np.unique(labels)):
         chains = joint_energy[:, labels == label]
         color = f"C{place % 10}"
-        lines = axis.plot(chains, color=color, lw=1)
+        # A chain of no steps is one point, which no line shows.
+        lines = axis.plot(chains, color=color, lw=1, marker="." if len(chains) == 1 else "")
         lines[0].set_label(names[label])
         if reference_energies is not None:
             axis.axhline(reference_energies[label], color=color, ls="--", lw=0.7)
     references = "" if reference_energies is None else " (dashed: where chains stop)"
     axis.set(xlabel="step", ylabel=f"joint energy E(x, y){references}")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.legend(fontsize="small", ncols=2)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=100)
