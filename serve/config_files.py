@@ -101,10 +101,8 @@ def read(path: str, message_class: type[_Message]) -> _Message:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            text = file.read()
+            return text_format.Parse(file.read(), message_class())
     except OSError as error:
         raise not_found(f"{path}; {error.strerror}") from error
-    try:
-        return text_format.Parse(text, message_class())
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise invalid_argument(f"Invalid protobuf file: '{path}' ({error})") from error

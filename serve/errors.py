@@ -33,7 +33,8 @@ _HTTP_STATUS = {
     StatusCode.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
 }
 
-# A longer message would not fit the header that carries it (gRPC refuses metadata above 8 KiB).
+# Bytes of a message that the header carries: gRPC writes up to three for each that is no printable
+# ASCII character, and refuses metadata above 8 KiB.
 _MAX_GRPC_DETAILS = 1024
 
 
@@ -56,9 +57,10 @@ class ServingError(Exception):
     @property
     def grpc_details(self) -> str:
         """The message, cut to what a gRPC trailer carries."""
-        if len(self.message) <= _MAX_GRPC_DETAILS:
+        encoded = self.message.encode("utf-8", "replace")
+        if len(encoded) <= _MAX_GRPC_DETAILS:
             return self.message
-        return self.message[:_MAX_GRPC_DETAILS] + "...TRUNCATED"
+        return encoded[:_MAX_GRPC_DETAILS].decode("utf-8", "ignore") + "...TRUNCATED"
 
     @property
     def http_status(self) -> int:

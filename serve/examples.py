@@ -25,6 +25,11 @@ def serialized_examples(examples: input_pb2.Input) -> np.ndarray:
         listed = examples.example_list_with_context.examples
     if not listed:
         raise invalid_argument("Input is empty.")
+    if len(prefix) * len(listed) > tensors.MAX_EXPANDED_BYTES:
+        raise invalid_argument(
+            f"A context of {len(prefix)} bytes for each of {len(listed)} examples is more than "
+            f"{tensors.MAX_EXPANDED_BYTES} bytes."
+        )
     rows = np.empty(len(listed), dtype=object)
     rows[:] = [prefix + example.SerializeToString() for example in listed]
     return rows

@@ -21,22 +21,27 @@ _CPUS = os.cpu_count() or 1
 _THREADS = max(4 * _CPUS, 64)
 
 
-def _flag(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+_INT32 = 2**31 - 1  # what the binary's flags, gRPC and TensorFlow's settings hold
+_PORT = 65535
+
+
+def _flag(default: Any, text: str, low: int = 0, high: int = _INT32) -> Any:
+    """A flag; ``low`` and ``high`` are the least and the greatest number it takes."""
+    return field(default=default, metadata={"help": text, "range": (low, high)})
 
 
 @dataclass(frozen=True)
 class Flags:
     """Parsed flags; names, types and (but for the thread counts) defaults of the binary."""
 
-    port: int = _flag(8500, "TCP port of the gRPC API")
+    port: int = _flag(8500, "TCP port of the gRPC API", high=_PORT)
     host: str = _flag("127.0.0.1", "address to listen on; 0.0.0.0 for all (not in the binary)")
     grpc_socket_path: str = _flag("", "also serve gRPC at this UNIX socket")
     rest_api_port: int = _flag(
-        0, "TCP port of the HTTP/REST API; 0: none, or 8501 when no model is named"
+        0, "TCP port of the HTTP/REST API; 0: none, or 8501 when no model is named", high=_PORT
     )
-    rest_api_num_threads: int = _flag(_THREADS, "REST requests that run at once")
-    rest_api_timeout_in_ms: int = _flag(30000, "timeout of a REST request")
+    rest_api_num_threads: int = _flag(_THREADS, "REST requests that run at once", low=1)
+    rest_api_timeout_in_ms: int = _flag(30000, "timeout of a REST request", low=1)
     rest_api_enable_cors_support: bool = _flag(False, "send CORS headers")
     model_name: str = _flag("default", "name of the model; not with --model_config_file")
     model_base_path: str = _flag("", "folder of the model's numeric versions")
@@ -48,7 +53,7 @@ class Flags:
     file_system_poll_wait_seconds: int = _flag(1, "pause between looks for versions; 0: once")
     num_load_threads: int = _flag(0, "versions loaded at once; 0: one")
     max_num_load_retries: int = _flag(5, "loads after the first that failed")
-    load_retry_interval_micros: int = _flag(60_000_000, "pause between them")
+    load_retry_interval_micros: int = _flag(60_000_000, "pause between them", high=10**15)
     saved_model_tags: str = _flag("serve", "comma-separated tags of the graph to load")
     enable_model_warmup: bool = _flag(True, "replay recorded requests before serving a version")
     num_request_iterations_for_warmup: int = _flag(1, "times each is replayed")
@@ -61,8 +66,10 @@ class Flags:
     tensorflow_intra_op_parallelism: int = _flag(0, "threads within an op; 0: auto")
     tensorflow_inter_op_parallelism: int = _flag(0, "ops that run at once; 0: auto")
     tensorflow_session_config_file: str = _flag("", "text-format ConfigProto")
-    per_process_gpu_memory_fraction: float = _flag(0.0, "share of the GPU's memory; 0: auto")
-    grpc_max_threads: int = _flag(_THREADS, "gRPC calls that run at once; more are refused")
+    per_process_gpu_memory_fraction: float = _flag(
+        0.0, "share of the GPU's memory; 0: auto", high=1
+    )
+    grpc_max_threads: int = _flag(_THREADS, "gRPC calls that run at once; more are refused", low=1)
     grpc_channel_arguments: str = _flag("", "comma-separated key=value for the gRPC server")
     ssl_config_file: str = _flag("", "text-format SSLConfig: TLS for gRPC")
     monitoring_config_file: str = _flag("", "text-format MonitoringConfig: Prometheus")
@@ -142,7 +149,28 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
     for name in _WITHOUT_MEANING:
         if parsed.pop(name) is not None:
             print(f"warning: --{name} has no meaning here and is ignored", file=sys.stderr)
+    _check_values(parser, parsed)
     return Flags(**parsed)
+
+
+def _check_values(parser: argparse.ArgumentParser, parsed: dict[str, Any]) -> None:
+    for entry in fields(Flags):
+        value, (low, high) = parsed[entry.name], entry.metadata["range"]
+        if isinstance(value, int | float) and not low <= value <= high:
+            parser.error(f"argument --{entry.name}: received {value}, want {low} to {high}")
+        if isinstance(value, str) and not _encodes(value, "utf-8"):
+            parser.error(f"argument --{entry.name}: received {value!r}, want UTF-8")
+    host = parsed["host"]
+    if not host or not _encodes(host, "idna"):
+        parser.error(f"argument --host: received {host!r}, want a host name or address")
+
+
+def _encodes(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeError:
+        return False
+    return True
 
 
 def channel_arguments(text: str) -> dict[str, int | str]:
@@ -156,5 +184,11 @@ def channel_arguments(text: str) -> dict[str, int | str]:
         key, separator, value = entry.partition("=")
         if not separator:
             raise ValueError(f"--grpc_channel_arguments wants key=value, received {entry!r}")
-        result[key] = int(value) if value.lstrip("-").isdigit() else value
+        is_number = value.lstrip("-").isdigit()
+        result[key] = int(value) if is_number else value
+        if is_number and abs(int(value)) > _INT32:
+            raise ValueError(
+                f"--grpc_channel_arguments wants numbers from {-_INT32} to {_INT32}, "
+                f"received {entry!r}"
+            )
     return result

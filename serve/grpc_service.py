@@ -10,7 +10,9 @@ from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import grpc
+import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import (
     get_model_status_pb2,
     model_management_pb2,
@@ -22,6 +24,8 @@ from tensorflow_serving.apis import (
 from serve import tensors
 from serve.core import Capacity, ServerCore
 from serve.errors import as_serving_error, invalid_argument
+from serve.inference import check_inputs
+from serve.servable import Servable
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +79,13 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         self, request: predict_pb2.PredictRequest, timeout: float | None
     ) -> predict_pb2.PredictResponse:
         _require_spec(request)
+
+        def decode(servable: Servable) -> dict[str, np.ndarray]:
+            name = request.model_spec.signature_name
+            return _decode(request, self._core.inference.predict_signature(servable, name))
+
         spec, outputs = self._core.predict(
-            request.model_spec, lambda _: _decode(request), request.output_filter, "GRPC", timeout
+            request.model_spec, decode, request.output_filter, "GRPC", timeout
         )
         response = predict_pb2.PredictResponse(model_spec=spec)
         for alias, array in outputs.items():
@@ -109,7 +118,11 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         return _answer(context, lambda: self._core.metadata(request))
 
 
-def _decode(request: predict_pb2.PredictRequest):
+def _decode(
+    request: predict_pb2.PredictRequest, signature: meta_graph_pb2.SignatureDef
+) -> dict[str, np.ndarray]:
+    # Before decoding, which costs memory: as many tensors as the signature takes, and such.
+    check_inputs(signature, {alias: proto.dtype for alias, proto in request.inputs.items()})
     arrays = {}
     for alias, proto in request.inputs.items():
         try:

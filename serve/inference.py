@@ -59,7 +59,10 @@ class Inference:
     ) -> dict[str, np.ndarray]:
         """Arrays by alias in, arrays by alias out; stopped after ``timeout`` seconds."""
         signature = self.predict_signature(servable, signature_name)
-        feeds, arrays = _feeds(signature, inputs)
+        check_inputs(signature, {alias: tensors.dtype_of(array) for alias, array in inputs.items()})
+        ordered = sorted(inputs)  # one order for all: graphs are compiled, and batched, by it
+        feeds = [signature.inputs[alias].name for alias in ordered]
+        arrays = [inputs[alias] for alias in ordered]
         aliases = _output_aliases(signature, output_filter)
         fetches = [signature.outputs[alias].name for alias in aliases]
         outputs = servable.run(feeds, arrays, fetches, timeout)
@@ -212,35 +215,28 @@ class Inference:
         return signature.inputs["inputs"].name, [signature.outputs["outputs"].name]
 
 
-def _feeds(
-    signature: meta_graph_pb2.SignatureDef, inputs: Mapping[str, np.ndarray]
-) -> tuple[list[str], list[np.ndarray]]:
+def check_inputs(signature: meta_graph_pb2.SignatureDef, dtypes: Mapping[str, int]) -> None:
+    """Raise ServingError if inputs of these DataTypes by alias are not those of the signature."""
     expected = signature.inputs
-    if len(inputs) != len(expected):
-        sent, wanted = set(inputs), set(expected)
+    if len(dtypes) != len(expected):
+        sent, wanted = set(dtypes), set(expected)
         raise invalid_argument(
             f"input size does not match signature: {len(sent)}!={len(wanted)} "
             f"len({_braced(sent)}) != len({_braced(wanted)}). "
             f"Sent extra: {_braced(sent - wanted)}. "
             f"Missing but required: {_braced(wanted - sent)}."
         )
-    feeds, arrays = [], []
-    for index, alias in enumerate(sorted(inputs)):
+    for index, alias in enumerate(sorted(dtypes)):
         if alias not in expected:
             raise invalid_argument(
                 f"input tensor alias not found in signature: {alias}. "
                 f"Inputs expected to be in the set {_braced(expected)}."
             )
-        info, array = expected[alias], inputs[alias]
-        sent_dtype = tensors.dtype_of(array)
-        if sent_dtype != info.dtype:
+        if dtypes[alias] != expected[alias].dtype:
             raise invalid_argument(
-                f"Expects arg[{index}] to be {tensors.dtype_name(info.dtype)} but "
-                f"{tensors.dtype_name(sent_dtype)} is provided"
+                f"Expects arg[{index}] to be {tensors.dtype_name(expected[alias].dtype)} but "
+                f"{tensors.dtype_name(dtypes[alias])} is provided"
             )
-        feeds.append(info.name)
-        arrays.append(array)
-    return feeds, arrays
 
 
 def _output_aliases(

@@ -15,17 +15,23 @@ from serve.errors import ServingError, invalid_argument
 from serve.json_values import (
     FLOATS,
     INTEGERS,
+    checked_name,
     fill_example,
     is_named,
     quoted,
     shape_text,
     tensor,
 )
+from serve.tensors import MAX_RANK
 
 TensorInfos = Mapping[str, meta_graph_pb2.TensorInfo]
 
 # Python's parser has no "Inf"; strings are matched first so that their insides stay as they are.
 _STRING_OR_INF = re.compile(r'"(?:[^"\\]|\\.)*"|-?\bInf\b')
+# Every escape of a string; the group is half of a surrogate pair without its other half.
+_ESCAPE = re.compile(
+    r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>u[dD][89a-fA-F]..)|.)", re.DOTALL
+)
 _SYNTAX_ERRORS = {
     "Expecting value": "Invalid value.",
     "Extra data": "The document root must not be followed by other values.",
@@ -56,6 +62,7 @@ class JsonRequest:
         # Bytes that are no UTF-8 pass through to string tensors unharmed.
         text = body.decode("utf-8", "surrogateescape")
         self.document = _parse(text)
+        _refuse_lone_surrogates(text)
         # numpy would take true for 1 among numbers: without these words it need not be checked.
         self._plain = b"true" not in body and b"false" not in body
         if not isinstance(self.document, dict):
@@ -69,7 +76,7 @@ class JsonRequest:
                 f"JSON Value: {quoted(self.document)} not formatted correctly. "
                 "'signature_name' key must be a string value."
             )
-        return name
+        return checked_name(name)
 
     def inputs(self, infos: TensorInfos) -> tuple[dict[str, np.ndarray], bool]:
         """The input tensors of a predict request.
@@ -150,7 +157,7 @@ class JsonRequest:
 
     def _refuse_keys(self, index: int, element: dict, infos: TensorInfos) -> None:
         for key in element:
-            if key not in infos:
+            if checked_name(key) not in infos:
                 error = invalid_argument(f"JSON object: does not have named input: {key}")
                 raise _element_error(index, f" key: {key}", error)
         raise invalid_argument(
@@ -165,7 +172,7 @@ class JsonRequest:
         rows: list[np.ndarray] = []
         for index, value in enumerate(values):
             try:
-                row = tensor(value, dtype)
+                row = tensor(value, dtype, MAX_RANK - 1)
                 if rows and row.size != rows[0].size:
                     raise invalid_argument(
                         f"Expecting tensor size: {rows[0].size} but got: {row.size}"
@@ -207,7 +214,7 @@ class JsonRequest:
             array = np.array(value)
         except (ValueError, OverflowError):  # ragged or too deep
             return None
-        if not array.size:
+        if not array.size or array.ndim > MAX_RANK:
             return None
         if dtype in INTEGERS:
             limits = np.iinfo(INTEGERS[dtype])
@@ -249,6 +256,18 @@ def _parse(text: str) -> Any:
         raise invalid_argument(
             "JSON Parse error: Number too big to be stored in double."
         ) from error
+
+
+def _refuse_lone_surrogates(text: str) -> None:
+    """They are no characters: nothing that holds one can be compared, stored or sent back."""
+    if "\\ud" not in text and "\\uD" not in text:
+        return
+    for escape in _ESCAPE.finditer(text):
+        if escape["lone"]:
+            raise invalid_argument(
+                "JSON Parse error: The surrogate pair in string is invalid. "
+                f"at offset: {escape.start()}"
+            )
 
 
 def _element_error(index: int, key: str, error: ServingError) -> ServingError:

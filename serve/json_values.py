@@ -37,8 +37,23 @@ FLOATS: dict[int, tuple[Any, int, float]] = {
 
 
 def quoted(value: Any) -> str:
-    text = json.dumps(value, indent=4, ensure_ascii=False)
-    return text if len(text) <= _MAX_QUOTED else text[:_MAX_QUOTED] + "..."
+    text = ""
+    # Piece by piece, so that of a large or deep value only the beginning is written.
+    for piece in json.JSONEncoder(indent=4, ensure_ascii=False).iterencode(value):
+        text += piece
+        if len(text) > _MAX_QUOTED:
+            return text[:_MAX_QUOTED] + "..."
+    return text
+
+
+def checked_name(name: str) -> str:
+    """A name that protobufs hold: of bytes that are UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        received = name.encode("utf-8", "surrogateescape")
+        raise invalid_argument(f"Names must be UTF-8, received {received!r}") from error
+    return name
 
 
 def type_name(value: Any) -> str:
@@ -62,13 +77,17 @@ def is_named(value: Any) -> bool:
     return isinstance(value, dict) and not is_base64(value)
 
 
-def tensor(value: Any, dtype: int) -> np.ndarray:
+def tensor(value: Any, dtype: int, max_rank: int = tensors.MAX_RANK) -> np.ndarray:
     """One JSON value to one tensor, element by element, with the error of the first bad one."""
     shape: list[int] = []
     probe = value
     while isinstance(probe, list):
         shape.append(len(probe))
         probe = probe[0] if probe else None
+    if len(shape) > max_rank:
+        raise invalid_argument(
+            f"Encountered lists nested {len(shape)} levels deep, expected at most {max_rank}"
+        )
     flat: list = []
     _fill(value, 0, shape, dtype, flat)
     if dtype == types_pb2.DT_STRING:
@@ -106,15 +125,14 @@ def _fill(value: Any, level: int, shape: list[int], dtype: int, flat: list) -> N
 
 def _element(value: Any, dtype: int) -> Any:
     name = tensors.dtype_name(dtype)
-    mismatch = f"JSON Value: {quoted(value)} Type: {type_name(value)} is not of expected type: "
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(value, dict):
         if dtype != types_pb2.DT_STRING:
-            raise invalid_argument(mismatch + name)
+            raise _mismatch(value, name)
         return _unbase64(value)
     if dtype in FLOATS:
         if not number:
-            raise invalid_argument(mismatch + name)
+            raise _mismatch(value, name)
         _, largest_integer, largest = FLOATS[dtype]
         limit = largest_integer if isinstance(value, int) else largest
         if (isinstance(value, int) or math.isfinite(value)) and abs(value) > limit:
@@ -123,18 +141,24 @@ def _element(value: Any, dtype: int) -> Any:
     if dtype in INTEGERS:
         limits = np.iinfo(INTEGERS[dtype])
         if not number or isinstance(value, float) or not limits.min <= value <= limits.max:
-            raise invalid_argument(mismatch + name)
+            raise _mismatch(value, name)
         return value
     if dtype == types_pb2.DT_STRING:
         if not isinstance(value, str):
-            raise invalid_argument(mismatch + name)
+            raise _mismatch(value, name)
         return value.encode("utf-8", "surrogateescape")
     if dtype == types_pb2.DT_BOOL:
         if not isinstance(value, bool):
-            raise invalid_argument(mismatch + name)
+            raise _mismatch(value, name)
         return value
     raise ServingError(
         StatusCode.UNIMPLEMENTED, f"Conversion of JSON Value: {quoted(value)} to type: {name}"
+    )
+
+
+def _mismatch(value: Any, name: str) -> ServingError:
+    return invalid_argument(
+        f"JSON Value: {quoted(value)} Type: {type_name(value)} is not of expected type: {name}"
     )
 
 
@@ -160,7 +184,7 @@ def fill_example(value: Any, example: example_pb2.Example) -> None:
     if not isinstance(value, dict):
         raise invalid_argument(f"Example must be JSON object but got JSON {type_name(value)}")
     for name, content in value.items():
-        feature = example.features.feature[name]
+        feature = example.features.feature[checked_name(name)]
         for item in content if isinstance(content, list) else [content]:
             _add_to_feature(item, name, feature)
 

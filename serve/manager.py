@@ -234,12 +234,18 @@ class ModelManager:
             with self._changed:
                 configs = list(self._configs.values())
             for model in configs:
-                wanted = versions.aspired(model)  # reads the disk: not under the lock
-                with self._changed:
-                    still_configured = self._configs.get(model.name) is model
-                    if wanted is not None and still_configured:
-                        self._reconcile(model.name, wanted)
+                try:
+                    self._poll_model(model)
+                except Exception:  # must not keep the other models from being looked at
+                    log.exception("Looking for versions of model %s failed", model.name)
             self._poll_now.wait(self._poll_seconds or None)
+
+    def _poll_model(self, model: model_server_config_pb2.ModelConfig) -> None:
+        wanted = versions.aspired(model)  # reads the disk: not under the lock
+        with self._changed:
+            still_configured = self._configs.get(model.name) is model
+            if wanted is not None and still_configured:
+                self._reconcile(model.name, wanted)
 
     def _all_versions(self) -> list[_Version]:
         return [version for known in self._versions.values() for version in known.values()]

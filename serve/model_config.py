@@ -47,6 +47,11 @@ def validate(
                 f"Expected model {model.name} to have an absolute path or URI; got "
                 f"base_path()={model.base_path}"
             )
+        if "\0" in model.base_path:
+            raise invalid_argument(
+                f"Expected model {model.name} to have a path without NUL; got "
+                f"base_path()={model.base_path!r}"
+            )
         platform = _platform(model)
         old = current.get(model.name)
         if old is not None and _platform(old) != platform:

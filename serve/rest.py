@@ -36,6 +36,7 @@ _QUEUE_PER_THREAD = 16
 _MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 _POST = re.compile(_MODEL + r":(?P<method>classify|regress|predict)", re.IGNORECASE)
 _GET = re.compile(_MODEL + r"(?:/(?P<metadata>metadata))?", re.IGNORECASE)
+_MAX_VERSION_DIGITS = 19  # of 2**63; Python refuses to convert thousands
 _API = re.compile(r"/v1/.*", re.IGNORECASE | re.DOTALL)
 
 _NOT_FOUND = """<HTML><HEAD>
@@ -177,11 +178,11 @@ class RestApp:
 
 def _spec(found: re.Match[str]) -> model_pb2.ModelSpec:
     spec = model_pb2.ModelSpec(name=unquote(found["name"]))
-    if found["version"]:
-        version = int(found["version"])
-        if version >= 2**63:
+    version = found["version"]
+    if version:
+        if len(version) > _MAX_VERSION_DIGITS or int(version) >= 2**63:
             raise invalid_argument(f"Failed to convert version: {version} to numeric.")
-        spec.version.value = version
+        spec.version.value = int(version)
     elif found["label"]:
         spec.version_label = unquote(found["label"])
     return spec

@@ -18,7 +18,7 @@ from serve import config_files, model_config, monitoring, warmup
 from serve import flags as flags_module
 from serve.batching import BatchedServable, BatchingOptions, BatchScheduler
 from serve.core import ServerCore
-from serve.errors import ServingError, invalid_argument
+from serve.errors import ServingError, as_serving_error, invalid_argument
 from serve.flags import Flags
 from serve.grpc_service import GrpcServer
 from serve.inference import Inference
@@ -240,8 +240,9 @@ class Server:
                 if config != self._manager.config:
                     # A new model that never loads must not keep later edits from being read.
                     self._manager.reload(config, lambda: False)
-            except ServingError as error:
-                log.error("PollFilesystemAndReloadConfig failed to ReloadConfig: %s", error)
+            except Exception as error:  # whatever is wrong: a later edit may put it right
+                reason = as_serving_error(error)
+                log.error("PollFilesystemAndReloadConfig failed to ReloadConfig: %s", reason)
 
 
 def _model_server_config(flags: Flags) -> model_server_config_pb2.ModelServerConfig:

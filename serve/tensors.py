@@ -11,6 +11,12 @@ from tensorflow.core.framework import tensor_pb2, types_pb2
 # A request cannot make the server allocate more than this for one tensor by naming a large shape
 # and sending few values (TensorProto lets a single value stand for all).
 MAX_EXPANDED_BYTES = 128 << 20
+# What a string takes besides its bytes until a graph has looked at it, in TensorFlow and in Python.
+_STRING_OVERHEAD = 512
+
+# TensorFlow walks strings with an iterator of numpy that has no more dimensions, and does not
+# look whether it got one: the process would end.
+MAX_RANK = 32
 
 # dtype -> (typed field, numpy dtype of the tensor); the typed fields of bool and of the small
 # integers are wider than the tensor.
@@ -60,12 +66,12 @@ def decode(proto: tensor_pb2.TensorProto) -> np.ndarray:
     """The array a TensorProto holds; strings become an object array of bytes.
 
     Raises:
-        ValueError: the shape is not fully known, or the values do not fill it.
+        ValueError: the shape is not fully known or too long, or the values do not fill it.
     """
     if proto.tensor_shape.unknown_rank:
         raise ValueError("unknown rank")
     shape = tuple(dim.size for dim in proto.tensor_shape.dim)
-    if any(size < 0 for size in shape):
+    if any(size < 0 for size in shape) or len(shape) > MAX_RANK:
         raise ValueError(f"shape {shape}")
     size = math.prod(shape)
     if proto.dtype in _FIELDS:
@@ -86,12 +92,19 @@ def _decode_unusual(proto: tensor_pb2.TensorProto, size: int) -> np.ndarray:
     """Rare dtypes, and fewer values than elements: TensorFlow's own parser knows the rules."""
     try:
         dtype = tf.dtypes.as_dtype(proto.dtype)
-        if size * dtype.size > MAX_EXPANDED_BYTES:
+        if size * _element_bytes(proto, dtype) > MAX_EXPANDED_BYTES:
             raise ValueError(f"{size} elements of {dtype.name}")
         with tf.device("/CPU:0"):
             return tf.io.parse_tensor(proto.SerializeToString(), dtype).numpy()
     except (TypeError, tf.errors.OpError) as error:
         raise ValueError(str(error)) from error
+
+
+def _element_bytes(proto: tensor_pb2.TensorProto, dtype: tf.DType) -> int:
+    """What each missing element takes: the last string stands for them all."""
+    if dtype.size:
+        return dtype.size
+    return _STRING_OVERHEAD + (len(proto.string_val[-1]) if proto.string_val else 0)
 
 
 def encode(array: np.ndarray, proto: tensor_pb2.TensorProto) -> None:

@@ -75,10 +75,7 @@ class AsyncClient(ClientBase):
 
     async def metadata(self) -> Metadata:
         """As `Client.metadata`."""
-        response = await self._ask(
-            core.GET_METADATA, self._metadata_request(), messages.GetModelMetadataResponse
-        )
-        self._metadata = parse_metadata(response)
+        self._metadata = parse_metadata(await self._describe(self.timeout))
         return self._metadata
 
     async def status(self) -> list[VersionStatus]:
@@ -92,8 +89,10 @@ class AsyncClient(ClientBase):
         while (left := end - time.monotonic()) > 0:
             try:
                 statuses = await self._status(min(left, 2.0))
+                if self.label is not None:  # of which the status knows nothing
+                    await self._describe(min(left, 2.0))
             except core.ServingError as error:
-                if error.code not in core.NOT_YET:
+                if not self._is_not_yet(error):
                     raise
                 last_seen = str(error)
             else:
@@ -101,7 +100,7 @@ class AsyncClient(ClientBase):
                     return statuses
                 last_seen = ", ".join(map(str, statuses))
             await asyncio.sleep(max(0.0, min(0.1, end - time.monotonic())))
-        raise core.not_ready(self.model, timeout, last_seen)
+        raise self._not_ready(timeout, last_seen)
 
     async def close(self) -> None:
         """Close the connection; requests under way are cancelled."""
@@ -132,13 +131,15 @@ class AsyncClient(ClientBase):
         )
         return await method(request, timeout=timeout, metadata=self._headers)
 
-    async def _ask(
-        self, path: str, request: Any, response: Any, timeout: float | None = None
-    ) -> Any:
+    async def _ask(self, path: str, request: Any, response: Any, timeout: float) -> Any:
         try:
-            return await self._rpc(path, request, response, timeout or self.timeout)
+            return await self._rpc(path, request, response, timeout)
         except grpc.RpcError as error:
             raise core.serving_error(error) from None
+
+    async def _describe(self, timeout: float) -> Any:
+        response = messages.GetModelMetadataResponse
+        return await self._ask(core.GET_METADATA, self._metadata_request(), response, timeout)
 
     async def _status(self, timeout: float) -> list[VersionStatus]:
         response = messages.GetModelStatusResponse

@@ -146,7 +146,7 @@ class Client(ClientBase):
         return parse_status(self._ask(self._get_status, self._status_request()))
 
     def wait_until_ready(self, timeout: float = 60.0) -> list[VersionStatus]:
-        """Wait until the wanted version, or any if none was named, is served.
+        """Wait until the wanted version or label, or any version if none was named, is served.
 
         Returns:
             The status at that moment.
@@ -160,8 +160,10 @@ class Client(ClientBase):
         while (left := end - time.monotonic()) > 0:
             try:
                 response = self._ask(self._get_status, self._status_request(), min(left, 2.0))
+                if self.label is not None:  # of which the status knows nothing
+                    self._ask(self._get_metadata, self._metadata_request(), min(left, 2.0))
             except core.ServingError as error:
-                if error.code not in core.NOT_YET:
+                if not self._is_not_yet(error):
                     raise
                 last_seen = str(error)
             else:
@@ -170,7 +172,7 @@ class Client(ClientBase):
                     return statuses
                 last_seen = ", ".join(map(str, statuses))
             time.sleep(max(0.0, min(0.1, end - time.monotonic())))
-        raise core.not_ready(self.model, timeout, last_seen)
+        raise self._not_ready(timeout, last_seen)
 
     def close(self) -> None:
         """Close the connection; requests under way are cancelled."""

@@ -22,6 +22,8 @@ GET_STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
 # gRPC's own limit of 4 MB on what a client receives is seven float images of 224x224.
 MAX_MESSAGE_BYTES = 256 << 20
 MAX_REQUEST_BYTES = 16 << 20
+# 31 years; of more than some centuries gRPC makes a deadline that has passed.
+MAX_TIMEOUT = 1_000_000_000
 
 # What `wait_until_ready` waits out: the server is not up, or has not loaded the model.
 NOT_YET = (
@@ -105,8 +107,11 @@ class ClientBase:
                 raise ValueError(f"{name} is at least 1, received {value}")
         if not 1 <= max_attempts <= 5:  # gRPC itself stops at 5
             raise ValueError(f"max_attempts is 1 (no retries) to 5, received {max_attempts}")
-        if timeout <= 0:
-            raise ValueError(f"timeout is a positive number of seconds, received {timeout}")
+        if not 0 < timeout <= MAX_TIMEOUT:
+            raise ValueError(
+                f"timeout is a number of seconds above 0 and at most {MAX_TIMEOUT}, "
+                f"received {timeout}"
+            )
         self.target = target
         self.model = model
         self.version = version
@@ -146,6 +151,17 @@ class ClientBase:
 
     def _status_request(self) -> Any:
         return messages.GetModelStatusRequest(model_spec=self._spec())
+
+    def _is_not_yet(self, error: ServingError) -> bool:
+        """Whether `wait_until_ready` waits on: a label that is not there is a bad argument."""
+        unknown_label = self.label is not None and error.code is grpc.StatusCode.INVALID_ARGUMENT
+        return unknown_label or error.code in NOT_YET
+
+    def _not_ready(self, timeout: float, last_seen: str) -> ServingError:
+        """The error of a `wait_until_ready` that ran out of time."""
+        which = "" if self.label is None else f", label {self.label!r},"
+        sentence = f"model {self.model}{which} was not ready after {timeout:g} s; "
+        return ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, f"{sentence}last seen: {last_seen}")
 
     def _starts_over(self, error: ServingError, attempt: int) -> bool:
         """Whether a call is sent again after parts asked of one version failed.
@@ -246,12 +262,6 @@ def serving_error(error: grpc.RpcError) -> ServingError:
     details = error.details() or "the server gave no reason"
     assertion = re.match(r"assertion failed: \[(.*)\]\s*\[\[", details, re.DOTALL)
     return ServingError(error.code(), assertion[1] if assertion else details)
-
-
-def not_ready(model: str, timeout: float, last_seen: str) -> ServingError:
-    """The error of a `wait_until_ready` that ran out of time."""
-    sentence = f"model {model} was not ready after {timeout:g} s; last seen: {last_seen}"
-    return ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, sentence)
 
 
 def _channel_options(

@@ -126,8 +126,7 @@ def metadata(description: Metadata, as_json: bool) -> None:
     for name, signature in description.signatures.items():
         sides = (signature.inputs, signature.outputs)
         cells = ["\n".join(f"{key}: {spec}" for key, spec in side.items()) for side in sides]
-        # Brackets in cells are shapes, not markup.
-        table.add_row(name, *(cell.replace("[", r"\[") for cell in cells))
+        table.add_row(name, *cells)
     _print_table(table)
 
 
@@ -139,9 +138,10 @@ def _records(paths: Sequence[Path], answer: dict[str, np.ndarray]) -> list[dict[
 
 
 def _print_table(table: Table) -> None:
-    console = Console()
+    # Brackets and colons are those of shapes and names, not rich's markup.
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:  # into a file or a pipe: no line breaks for a screen's sake
-        console = Console(width=200)
+        console.width = 200
     console.print(table)
 
 

@@ -47,6 +47,7 @@ class Service(
         }
         self.version = 1
         self.next_versions = []  # of the next answers, before `version` again
+        self.labels = set()
         self.withdrawn = set()  # versions that answer no request which names them
         self.failures = []  # codes the next requests fail with
         self.state = "AVAILABLE"
@@ -108,6 +109,9 @@ class Service(
 
     def GetModelMetadata(self, request, context):
         self.enter("GetModelMetadata", context)
+        label = request.model_spec.version_label
+        if label and label not in self.labels:
+            context.abort(Code.INVALID_ARGUMENT, f"Unrecognized servable version label: {label}")
         response = get_model_metadata_pb2.GetModelMetadataResponse(model_spec=request.model_spec)
         response.model_spec.version.value = self.version
         definitions = get_model_metadata_pb2.SignatureDefMap()

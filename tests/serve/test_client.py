@@ -1,6 +1,7 @@
 """The client against a real gRPC server, see `numpy_server`."""
 
 import asyncio
+import math
 import time
 from concurrent import futures
 
@@ -325,6 +326,17 @@ def test_waiting_in_vain_says_what_was_last_seen(service, client):
         client.wait_until_ready(30)
 
 
+def test_waiting_for_a_label_ends_when_a_version_has_it(service, kind):
+    with kind(service.target, "m", label="stable") as client:
+        with pytest.raises(
+            ServingError, match=r"label 'stable', was not ready after 0\.3 s"
+        ) as caught:
+            client.wait_until_ready(0.3)
+        assert caught.value.code is Code.DEADLINE_EXCEEDED
+        service.labels = {"stable"}
+        assert client.wait_until_ready(30)[0].state == "AVAILABLE"
+
+
 def test_threads_share_a_client(service):
     with Client(service.target, "m") as client, futures.ThreadPoolExecutor(8) as pool:
         batches = [images(5, seed) for seed in range(64)]
@@ -370,7 +382,10 @@ def test_tls_with_certificates_on_both_sides_and_a_token(kind, tmp_path):
         ({"batch_size": 0}, "batch_size is at least 1, received 0"),
         ({"max_in_flight": -1}, "max_in_flight is at least 1, received -1"),
         ({"max_attempts": 9}, r"max_attempts is 1 \(no retries\) to 5, received 9"),
-        ({"timeout": 0}, "timeout is a positive number of seconds, received 0"),
+        *(
+            ({"timeout": timeout}, "timeout is a number of seconds above 0 and at most 1000000000")
+            for timeout in (0, -1.0, math.nan, math.inf, 1e300)
+        ),
         ({"tls": TLS(key="k")}, "come together; received certificate None, key k"),
     ],
 )

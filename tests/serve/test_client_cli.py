@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serve.client import TensorSpec, render
 from serve.client.__main__ import app, main
+from serve.client.signatures import Metadata, Signature, VersionStatus
 from tests.serve.contract_servers import CLASS_NAMES, COMMANDS, serving
 
 
@@ -130,6 +132,26 @@ def test_status_and_metadata(run):
     assert json.loads(out)["signatures"]["predict"]["inputs"]["images"]["shape"] == [None, 8, 8, 3]
 
 
+def test_names_that_look_like_markup_are_shown_as_they_are(capsys):
+    name = "[red]x[/nope] :smile:"
+    spec = TensorSpec("float32", (None, 3))
+    signatures = {name: Signature({name: spec}, {name: spec})}
+    answer = {
+        "classes": np.array([0]),
+        "probabilities": np.ones((1, 1)),
+        "marginal_energy": np.zeros(1),
+        "joint_energy": np.zeros((1, 1)),
+    }
+    samples = {"joint_energy": np.zeros(1), "steps_taken": np.ones(1)}
+    labels = render.Names([name])
+    render.metadata(Metadata(name, 1, signatures), False)
+    render.status([VersionStatus(1, "END", 5, name)], False)
+    render.predictions([Path(name)], answer, labels, False)
+    render.energies([Path(name)], answer, labels, False)
+    render.samples(Path(name), [0], [0], samples, labels, False)
+    assert capsys.readouterr().out.count(name) == 4 + 1 + 2 + 2 + 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "sentence"),
     [
@@ -137,7 +159,8 @@ def test_status_and_metadata(run):
         (["paint"], 2, 'Unknown command "paint"'),
         (["status", "--frobnicate"], 2, "--frobnicate"),
         (["status", "--timeout", "soon"], 2, "soon"),
-        (["status", "--timeout", "-1"], 2, "timeout is a positive number of seconds"),
+        (["status", "--timeout", "-1"], 2, "timeout is a number of seconds above 0"),
+        (["status", "--timeout", "inf"], 2, "at most 1000000000, received inf"),
         (["predict", "nosuch.png"], 2, "nosuch.png"),
         (["predict", "text.png"], 1, "INVALID_ARGUMENT: image_bytes[0] must be"),
         (["energy", "text.png"], 1, "cannot identify image file"),

@@ -50,6 +50,18 @@ def test_defaults_are_those_of_the_binary():
         ("--no_such_flag=1", "unrecognized arguments: --no_such_flag=1"),
         ("--port=http", "argument --port: invalid int value: 'http'"),
         ("--enable_batching=maybe", "received 'maybe', want true or false"),
+        ("--port=65536", "argument --port: received 65536, want 0 to 65535"),
+        ("--rest_api_port=-1", "argument --rest_api_port: received -1, want 0 to 65535"),
+        ("--grpc_max_threads=0", "received 0, want 1 to 2147483647"),
+        ("--rest_api_num_threads=-2", "received -2, want 1 to 2147483647"),
+        ("--rest_api_timeout_in_ms=0", "received 0, want 1 to 2147483647"),
+        ("--tensorflow_session_parallelism=-1", "received -1, want 0 to 2147483647"),
+        ("--tensorflow_intra_op_parallelism=2147483648", "received 2147483648, want 0 to"),
+        ("--file_system_poll_wait_seconds=-1", "received -1, want 0 to 2147483647"),
+        ("--per_process_gpu_memory_fraction=nan", "received nan, want 0 to 1"),
+        ("--host=", "argument --host: received '', want a host name or address"),
+        ("--host=a..b", "argument --host: received 'a..b', want a host name or address"),
+        ("--model_base_path=/\udcff", "received '/\\udcff', want UTF-8"),
     ],
 )
 def test_what_cannot_be_used_is_one_line_and_the_binarys_status(argument, text, capsys):
@@ -93,7 +105,7 @@ finally:
 def files(tmp_path):
     def write(text):
         path = tmp_path / "file.config"
-        path.write_text(text)
+        path.write_text(text, encoding="latin-1")
         return path
 
     return write
@@ -109,10 +121,11 @@ def test_files_and_flags_that_contradict(files, zoo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = f"--model_base_path={zoo}"
     assert "INVALID_ARGUMENT: Both server_options.model_base_path and" in refused()
-    bad = files("model_config_list { nonsense: 1 }")
-    assert f"INVALID_ARGUMENT: Invalid protobuf file: '{bad}'" in refused(
-        f"--model_config_file={bad}"
-    )
+    for text in ("model_config_list { nonsense: 1 }", "# \xff"):
+        bad = files(text)
+        assert f"INVALID_ARGUMENT: Invalid protobuf file: '{bad}'" in refused(
+            f"--model_config_file={bad}"
+        )
     assert "NOT_FOUND: /no/file" in refused("--model_config_file=/no/file")
     assert "is set without setting server_options.enable_batching to true" in refused(
         model, f"--batching_parameters_file={files('')}"
@@ -122,6 +135,7 @@ def test_files_and_flags_that_contradict(files, zoo, tmp_path, monkeypatch):
     )
     assert "grpc_port is not set" in refused(model, "--port=0")
     assert "wants key=value" in refused(model, "--grpc_channel_arguments=x")
+    assert f"received 'x={2**31}'" in refused(model, f"--grpc_channel_arguments=x={2**31}")
     ssl = files("server_key: 5")
     assert "Invalid protobuf file" in refused(model, f"--ssl_config_file={ssl}")
 

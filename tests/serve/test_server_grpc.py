@@ -1,5 +1,7 @@
 """The gRPC API of the embedded server, as a client of TensorFlow Serving meets it."""
 
+from urllib.parse import quote
+
 import grpc
 import numpy as np
 import pytest
@@ -79,14 +81,54 @@ def test_every_way_to_write_a_tensor_is_read(server, text):
         'dtype: DT_FLOAT tensor_shape { dim { size: 3 } } tensor_content: "four"',
         # eight bytes that ask for 4 TB
         "dtype: DT_FLOAT tensor_shape { dim { size: 1000000000000 } } float_val: 4",
-        "dtype: 99 tensor_shape { dim { size: 1 } } float_val: 4",
+        f"dtype: DT_FLOAT tensor_shape {{ {'dim { size: 1 } ' * 33} }} float_val: 4",
     ],
 )
 def test_a_tensor_that_is_none_is_refused(server, text):
     request = predict_request("zoo")
-    text_format.Parse(text, request.inputs["x"], allow_unknown_extension=True)
+    text_format.Parse(text, request.inputs["x"])
     code, details = refusal(server.prediction.Predict, request)
     assert (code, details) == (Code.INVALID_ARGUMENT, "tensor parsing error: x")
+
+
+@pytest.mark.parametrize(
+    ("shape", "string"),
+    [
+        ([3_000_000], b"a"),  # 20 bytes that ask for 200 MB
+        ([200], b"a" * (1 << 20)),
+        ([1] * 33, b"a"),  # TensorFlow's conversion of it would end the process
+    ],
+    ids=["many", "long", "rank 33"],
+)
+def test_one_string_cannot_stand_for_all_of_a_huge_tensor(server, shape, string):
+    request = predict_request("zoo", "strings")
+    request.inputs["text"].dtype = types_pb2.DT_STRING
+    for size in shape:
+        request.inputs["text"].tensor_shape.dim.add(size=size)
+    request.inputs["text"].string_val.append(string)
+    code, details = refusal(server.prediction.Predict, request)
+    assert (code, details) == (Code.INVALID_ARGUMENT, "tensor parsing error: text")
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "details"),
+    [
+        ({"x": "DT_STRING"}, "Expects arg[0] to be float but string is provided"),
+        ({"x": "99"}, "Expects arg[0] to be float but unknown dtype enum (99) is provided"),
+        (
+            {"x": "DT_FLOAT", "z": "DT_FLOAT"},
+            "input size does not match signature: 2!=1 len({x,z}) != len({x}). "
+            "Sent extra: {z}. Missing but required: {}.",
+        ),
+    ],
+)
+def test_tensors_that_the_signature_does_not_take_are_not_decoded(server, dtypes, details):
+    request = predict_request("zoo")
+    for name, dtype in dtypes.items():
+        text = f"dtype: {dtype} tensor_shape {{ dim {{ size: 1000000000000 }} }}"
+        text_format.Parse(text, request.inputs[name])
+    refused = refusal(server.prediction.Predict, request)
+    assert refused == (Code.INVALID_ARGUMENT, details)
 
 
 def test_every_dtype_goes_in_and_out_unchanged(server):
@@ -247,11 +289,13 @@ def test_shapes_are_the_graphs_business(server):
     assert "[1,5]" in details
 
 
-def test_a_long_error_still_reaches_the_client(server):
-    request = predict_request("zoo", **{f"input_{i:04}": floats(1) for i in range(2000)})
+@pytest.mark.parametrize("character", ["i", "é", "😀"])  # gRPC sends 1, 6 and 12 bytes for them
+def test_a_long_error_still_reaches_the_client(server, character):
+    request = predict_request("zoo", **{character * 2000: floats(1)})
     code, details = refusal(server.prediction.Predict, request)
     assert code == Code.INVALID_ARGUMENT
     assert details.endswith("...TRUNCATED")
+    assert len(quote(details)) < 4096  # above 8192 gRPC refuses it by chance, above 16384 always
 
 
 def test_missing_model_spec(server):
@@ -359,6 +403,12 @@ def test_examples_share_their_context(server):
     own.features.feature["x"].float_list.value.append(2.0)
     reply = server.prediction.Regress(request)
     assert [entry.value for entry in reply.result.regressions] == [6.0, 3.0]
+    shared.context.features.feature["unused"].bytes_list.value.append(bytes(1 << 20))
+    for _ in range(150):
+        shared.examples.add()
+    code, details = refusal(server.prediction.Regress, request)
+    assert code == Code.INVALID_ARGUMENT
+    assert "bytes for each of 152 examples is more than" in details
 
 
 def test_classify_and_regress_refusals(server):

@@ -46,8 +46,16 @@ def test_models_come_and_go_at_run_time(tmp_path):
         wait_for(lambda: "b" in server.log and succeeds(lambda: slope(server, "b") == 5.0))
         assert slope(server, "a", label="stable") == 1.0
 
-        config.write_text("no configuration")  # is said in the log, and changes nothing
-        wait_for(lambda: "Invalid protobuf file" in server.log)
+        # What is no configuration is said in the log, and changes nothing.
+        any_ = "[type.googleapis.com/google.protobuf.Any] {"
+        nested = f"custom_model_config {{ {any_ * 3000} {'}' * 3001}"
+        for content, said in {
+            b"no configuration": "Invalid protobuf file",
+            b"\xff": "can't decode byte 0xff",
+            nested.encode(): "maximum recursion depth exceeded",
+        }.items():
+            config.write_bytes(content)
+            wait_for(lambda said=said: said in server.log)
         assert slope(server, "b") == 5.0
 
         reply = server.models.HandleReloadConfigRequest(

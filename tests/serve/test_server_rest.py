@@ -62,15 +62,16 @@ def test_the_bytes_of_a_reply_are_those_of_tensorflow_serving(server):
 
 def test_base64_both_ways_and_bytes_that_are_no_utf8(server):
     encoded = base64.b64encode(b"\xff\x00").decode()
-    body = {"signature_name": "strings", "instances": ["cat", {"b64": encoded}, "naïve"]}
+    texts = ["cat", {"b64": encoded}, "naïve", r"😀\ud800"]
+    body = {"signature_name": "strings", "instances": texts}
     body["instances"] = [{"text": text} for text in body["instances"]]
     status, _, reply = server.http("/v1/models/zoo:predict", json.dumps(body).encode())
     assert status == 200
     rows = json.loads(reply.decode("utf-8", "surrogateescape"))["predictions"]
-    assert [row["length"] for row in rows] == [3, 2, 6]
+    assert [row["length"] for row in rows] == [3, 2, 6, 10]
     assert rows[0]["text"] == "cat"
     assert rows[1]["text_bytes"] == {"b64": encoded}
-    assert rows[2]["text"] == "naïve"
+    assert [row["text"] for row in rows[2:]] == texts[2:]
 
 
 def test_special_numbers(server):
@@ -108,6 +109,10 @@ def test_versions_and_labels_in_the_path(server):
     assert error(server, "lines/versions/9:predict", {"instances": [1.0]}) == (
         404,
         "Servable not found for request: Specific(lines, 9)",
+    )
+    assert error(server, f"lines/versions/{'9' * 5000}:predict", {"instances": [1.0]}) == (
+        400,
+        f"Failed to convert version: {'9' * 5000} to numeric.",
     )
     assert error(server, "lines/labels/x:predict", {"instances": [1.0]}) == (
         400,
@@ -164,6 +169,18 @@ REFUSALS = [
     ({"signature_name": "strings", "instances": [{"b64": "*"}]}, "Unable to base64 decode"),
     ({"signature_name": "total", "instances": [1]}, "Tensor name: total has no shape information"),
     (b'{"instances": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+    (b'{"instances": ' + b"[" * 70 + b"1" + b"]" * 70 + b"}", "nested 69 levels deep, expected at"),
+    (b'{"inputs": ' + b"[" * 900 + b"1" + b"]" * 900 + b"}", "nested 900 levels deep, expected at"),
+    (
+        b'{"signature_name": "strings", "inputs": ' + b"[" * 33 + b'"a"' + b"]" * 33 + b"}",
+        "nested 33 levels deep, expected at most 32",
+    ),
+    (rb'{"instances": ["\ud800"]}', "The surrogate pair in string is invalid. at offset: 16"),
+    (rb'{"instances": [{"\udfff": 1}]}', "The surrogate pair in string is invalid."),
+    (rb'{"signature_name": "\uD800\u0041", "instances": [1]}', "The surrogate pair in string is"),
+    (rb'{"signature_name": "strings", "instances": [{"b64": "\ud800"}]}', "The surrogate pair in"),
+    (b'{"signature_name": "\xff", "instances": [1]}', "Names must be UTF-8, received b'\\xff'"),
+    (b'{"instances": [{"\xff": 1}]}', "Names must be UTF-8, received b'\\xff'"),
     ({"signature_name": "checked", "instances": [[1, 2]]}, "[1,2]"),
     (b'{"signature_name": "checked", "instances": [[1, 2, NaN, 4]]}', "images hold NaN"),
 ]
@@ -189,6 +206,8 @@ def test_classify_and_regress(server):
     assert "key 'examples' is expected and was not found" in message
     status, message = error(server, "tf1:regress", {"examples": [{"x": [1.0, 2]}]})
     assert message == "Unexpected element type in feature: x expecting type: float"
+    for feature in (rb'"x": "\ud800"', rb'"\ud800": 1.0', b'"\xff": 1.0'):
+        assert error(server, "tf1:regress", b'{"examples": [{' + feature + b"}]}")[0] == 400
 
 
 def test_classify_agrees_with_grpc(server):

@@ -16,7 +16,7 @@ from tensorflow_serving.apis import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
-from serve import warmup
+from serve import versions, warmup
 from serve.errors import ServingError, StatusCode
 from serve.inference import Inference
 from serve.manager import ModelManager
@@ -230,6 +230,25 @@ def test_a_base_path_that_vanishes_changes_nothing(line, tmp_path):
         assert states(manager) == {1: "AVAILABLE"}
 
 
+def test_a_model_that_cannot_be_looked_at_leaves_the_others_alone(line, tmp_path, monkeypatch):
+    aspired = versions.aspired
+
+    def failing(config):
+        if config.name == "a":
+            raise RuntimeError("no such thing")
+        return aspired(config)
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        put(line, tmp_path / name, 1)
+    a, b = (config_of(tmp_path / name, name) for name in ("a", "b"))
+    with managed(merged(a, b)) as manager:
+        monkeypatch.setattr(versions, "aspired", failing)
+        put(line, tmp_path / "b", 2)
+        becomes(manager, {1: "END", 2: "AVAILABLE"}, "b")
+        assert states(manager, "a") == {1: "AVAILABLE"}
+
+
 def test_a_missing_base_path_is_waited_for(line, tmp_path):
     base = tmp_path / "later"
     with managed() as manager:
@@ -316,6 +335,9 @@ def test_configurations_that_are_refused_change_nothing(line, tmp_path):
     refused = {
         "Illegal to list model m multiple times in config list": merged(good, good),
         "Expected model m to have an absolute path or URI; got base_path()=here": config_of("here"),
+        "Expected model m to have a path without NUL; got base_path()='/a\\x00b'": config_of(
+            r"/a\0b"
+        ),
         "Illegal to change a model's platform. For model m platform was tensorflow and new "
         "platform requested is caffe": other,
         "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
