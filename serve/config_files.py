@@ -104,5 +104,5 @@ def read(path: str, message_class: type[_Message]) -> _Message:
             return text_format.Parse(file.read(), message_class())
     except OSError as error:
         raise not_found(f"{path}; {error.strerror}") from error
-    except (text_format.ParseError, UnicodeDecodeError) as error:
+    except (text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
         raise invalid_argument(f"Invalid protobuf file: '{path}' ({error})") from error

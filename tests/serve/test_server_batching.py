@@ -12,8 +12,8 @@ from google.protobuf import text_format
 from serve import config_files
 from serve.batching import BatchingOptions, BatchScheduler
 from serve.errors import ServingError, StatusCode
+from tests.serve.grpc_calls import predict, predict_request
 from tests.serve.processes import running_server, wait_for
-from tests.serve.test_server_grpc import predict, predict_request
 
 
 class Recorder:

@@ -14,8 +14,8 @@ import pytest
 from tensorflow_serving.apis import predict_pb2
 
 from tests.serve import serving_models
+from tests.serve.grpc_calls import floats, predict, predict_request
 from tests.serve.processes import free_port, run_server, running_server, wait_for
-from tests.serve.test_server_grpc import floats, predict, predict_request
 
 Code = grpc.StatusCode
 

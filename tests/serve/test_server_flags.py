@@ -121,7 +121,8 @@ def test_files_and_flags_that_contradict(files, zoo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = f"--model_base_path={zoo}"
     assert "INVALID_ARGUMENT: Both server_options.model_base_path and" in refused()
-    for text in ("model_config_list { nonsense: 1 }", "# \xff"):
+    nested = "custom_model_config {" + "[type.googleapis.com/google.protobuf.Any] {" * 3000
+    for text in ("model_config_list { nonsense: 1 }", "# \xff", nested):
         bad = files(text)
         assert f"INVALID_ARGUMENT: Invalid protobuf file: '{bad}'" in refused(
             f"--model_config_file={bad}"

@@ -6,8 +6,8 @@ from google.protobuf import text_format
 from tensorflow_serving.apis import model_management_pb2
 
 from tests.serve import serving_models
+from tests.serve.grpc_calls import floats, predict, refusal
 from tests.serve.processes import running_server, wait_for
-from tests.serve.test_server_grpc import floats, predict, refusal
 
 Code = grpc.StatusCode
 

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import classification_pb2
 
-from tests.serve.test_server_grpc import add_example, predict
+from tests.serve.grpc_calls import add_example, predict
 
 
 def post(server, path, body, **kwargs):

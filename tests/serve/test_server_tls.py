@@ -9,8 +9,8 @@ from google.protobuf import text_format
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from serve.config_files import SSLConfig
+from tests.serve.grpc_calls import floats, predict, predict_request
 from tests.serve.processes import running_server
-from tests.serve.test_server_grpc import floats, predict, predict_request
 
 
 @pytest.fixture(scope="module")
