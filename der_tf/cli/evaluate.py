@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -121,11 +122,13 @@ def evaluate(
     names = _names(suite, attacks, steps, restarts)
     if defense != DefenseOptions() and not defend:
         raise UsageError("the options of a defence go with --defend; received them without it")
-    with Signals() as signals:
+    if out is not None and out.name in ("", ".."):
+        raise UsageError(f"--out is a file without ending; received {str(out)!r}")
+    with Signals() as signals, contextlib.ExitStack() as held:
         say("Loading TensorFlow ...")
         load_tensorflow(debug)
         from der_tf import data
-        from der_tf.evaluation import suites
+        from der_tf.evaluation import parts, suites
         from der_tf.evaluation.loading import load_classifier
 
         with preparing():
@@ -157,11 +160,7 @@ def evaluate(
                 batch_size=batch_size,
                 image_size=base.image_size if name == base.dataset else None,
             )
-            if images.input_shape != classifier.image_shape:
-                raise ValueError(
-                    f"{classifier.path} takes images of shape {classifier.image_shape}; received "
-                    f"--dataset {name} of shape {images.input_shape}"
-                )
+            classifier.check_images(name, images.input_shape)
             if num_examples is not None and num_examples > images.test_size:
                 raise ValueError(
                     f"{name} has {images.test_size} test images; received --num-examples "
@@ -182,9 +181,10 @@ def evaluate(
         called = [*([suite] if suite else names), *(["defended"] if defend else [])]
         place = out or _default_place(classifier, called, num_examples)
         descent = defense.build() if defend else None
-        if out is None:
-            with preparing():
+        with preparing():
+            if out is None:
                 _refuse_another(place, about, chosen, descent)
+            held.enter_context(parts.held(_state(place)))
         _measure(classifier, images, chosen, descent, num_examples, about, place, signals)
 
 
@@ -224,7 +224,7 @@ def _measure(
     if num_examples:
         mask = inputs.drawn(images.test_size, num_examples, seed)
         test = inputs.chosen(test, mask, images.batch_size)
-    state = place.with_name(f"{place.name}.state")
+    state = _state(place)
     diagnosis = None
     try:
         with (
@@ -240,7 +240,7 @@ def _measure(
 
             options: dict[str, Any] = {
                 "attacks": attacks,
-                "ball": ball if suite else None,
+                "ball": ball,
                 "seed": seed,
                 "progress": tell,
             }
@@ -277,7 +277,7 @@ def _measure(
         **defended,
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "warnings": warnings,
-        "notes": suites.notes(suite, attacks),
+        "notes": suites.notes(suite, attacks, radius=ball[1]),
         "samples": f"{place.name}.npz",
         **card.provenance(),
     }
@@ -321,13 +321,24 @@ def _attacks(names: list[str], ball: dict[str, Any], **options: Any) -> dict[str
         takes: dict[str, Any] = {
             option: value
             for option, value in given.items()
-            if option in fields and not (option == "restarts" and name == "fgsm")
+            if option in fields and (option != "restarts" or _starts_at_random(name))
         }
         taken |= takes.keys()
         chosen[name] = attacks.get(name, **ball, **takes)
     for option in given.keys() - taken:
         raise ValueError(f"--{option} {given[option]} is not taken by {', '.join(names)}")
     return chosen
+
+
+def _starts_at_random(name: str) -> bool:
+    from der_tf import attacks
+
+    return getattr(attacks.get(name), "_starts_at_random", True)
+
+
+def _state(place: Path) -> Path:
+    """Where the parts of an evaluation are until it is written."""
+    return place.with_name(f"{place.name}.state")
 
 
 def _default_place(classifier: Classifier, names: list[str], num_examples: int | None) -> Path:
@@ -349,7 +360,7 @@ def _refuse_another(
     from der_tf.evaluation.results import configuration
 
     def settings(report: dict[str, Any]) -> dict[str, Any]:
-        found = {name: report.get(name) for name in ("dataset", "seed")}
+        found = {name: report.get(name) for name in ("dataset", "seed", "batch_size")}
         found["model"] = str(Path(report.get("model", "")).resolve())
         parts = {**report.get("attacks", {}), "the defence": report.get("defense", {})}
         for part, described in parts.items():
@@ -359,8 +370,8 @@ def _refuse_another(
 
     try:
         before = settings(json.loads(Path(f"{place}.json").read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError):
-        return  # nothing, or nothing that can be read: nothing to lose
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return  # nothing, or no report of this command: nothing to lose
     now = settings(
         {
             **about,

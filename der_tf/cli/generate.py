@@ -88,11 +88,7 @@ def _data(classifier: Classifier, options: GenerateOptions) -> Any:
         limit_train=options.limit_train,
         augment=False,
     )
-    if images.input_shape != classifier.image_shape:
-        raise ValueError(
-            f"{classifier.path} takes images of shape {classifier.image_shape}; received "
-            f"--dataset {name} of shape {images.input_shape}"
-        )
+    classifier.check_images(name, images.input_shape)
     if images.input_shape[-1] not in (1, 3):
         raise ValueError(f"PNGs have 1 or 3 channels; received images {images.input_shape}")
     return images

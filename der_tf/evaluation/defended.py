@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from der_tf.defenses import EnergyDescent
+from der_tf.evaluation.parts import Parts
 from der_tf.evaluation.results import Evaluation, NaturalResult
 from der_tf.evaluation.robustness import Progress, evaluate
 
@@ -78,11 +80,15 @@ def evaluate_defense(
     Args:
         model: the undefended model, as :func:`der_tf.evaluation.evaluate` takes it.
         defense: such as :class:`der_tf.defenses.EnergyDescent`.
-        images, labels, attacks, state_path, progress, **options: as there.
+        images, labels, attacks, state_path, progress, **options: as there; a data set gives its
+            images in the same order each time.
 
     Raises:
-        ValueError: as there.
+        ValueError: as there, and for a data set that shuffles anew.
     """
+    _refuse_shuffled(images)
+    state = Path(state_path) if state_path else None
+    Parts(state, {"attacks": {}, "defense": defense.get_config()})  # refuses another defence's
     wrapped = defense.wrap(model)
     sources = {"plain": model, "adaptive": wrapped, "bpda": defense.wrap(model, bpda=True)}
 
@@ -100,10 +106,23 @@ def evaluate_defense(
                 labels,
                 attacks,
                 source=source,
-                state_path=Path(state_path) / view if state_path else None,
+                state_path=state / view if state else None,
                 progress=told(view),
                 **options,
             )
             for view, source in sources.items()
         },
     )
+
+
+def _refuse_shuffled(images: Any) -> None:
+    """What the attackers find is compared image by image."""
+    if not isinstance(images, tf.data.Dataset):
+        return
+    first, again = (list(images.take(1).as_numpy_iterator()) for _ in range(2))
+    for one, other in zip(first, again, strict=True):
+        if any(not np.array_equal(a, b) for a, b in zip(one, other, strict=True)):
+            raise ValueError(
+                "a defence is measured on images in the same order for each attacker; received a "
+                "data set whose first batch is another one each time"
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ class Classifier:
     Attributes:
         path: the file or folder that was loaded.
         model: images ``[B, H, W, C]`` -> logits ``[B, K]``.
-        image_shape: (H, W, C).
+        image_shape: (H, W, C), None for a size that may be any.
         class_names: K names, None when they are not known.
         trained: the configuration of the run that it comes from, None when that is not known.
         run: the run directory that it lies in, None when it lies elsewhere.
@@ -33,10 +34,19 @@ class Classifier:
 
     path: Path
     model: Callable[[tf.Tensor], tf.Tensor]
-    image_shape: tuple[int, ...]
+    image_shape: tuple[int | None, ...]
     class_names: tuple[str, ...] | None = None
     trained: Configuration | None = None
     run: RunDirectory | None = None
+
+    def check_images(self, dataset: str, shape: tuple[int, ...]) -> None:
+        """Raises ValueError where the model takes no images (H, W, C) of this data set."""
+        sizes = zip(self.image_shape, shape, strict=True)
+        if any(own not in (None, size) for own, size in sizes):
+            raise ValueError(
+                f"{self.path} takes images of shape {self.image_shape}; received --dataset "
+                f"{dataset} of shape {shape}"
+            )
 
 
 def load_classifier(path: Path) -> Classifier:
@@ -73,7 +83,7 @@ def _from_run(run: RunDirectory, path: Path) -> Classifier:
 def _from_keras(path: Path) -> Classifier:
     try:
         model = keras.models.load_model(path, compile=False)
-    except (ValueError, OSError, TypeError, KeyError) as error:
+    except (ValueError, OSError, TypeError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
     network = getattr(model, "network", model)
     shape = getattr(network, "input_shape", None)
@@ -101,9 +111,17 @@ def _from_saved_model(path: Path) -> Classifier:
     signature_name = "predict" if "predict" in loaded.signatures else "serving_default"
     signature = loaded.signatures.get(signature_name)
     inputs = signature.structured_input_signature[1] if signature else {}
-    if len(inputs) != 1 or "logits" not in signature.structured_outputs:
-        raise ValueError(f"{path} has no signature `predict` from images to `logits`")
+    outputs = signature.structured_outputs if signature else {}
+    # That of a plain Keras export has one output, under a name of Keras' own.
+    output_name = "logits" if "logits" in outputs else next(iter(outputs), None)
+    if len(inputs) != 1 or (output_name != "logits" and len(outputs) != 1):
+        raise ValueError(
+            f"{path} has no signature `predict` from images to `logits`, nor one with a single "
+            "output"
+        )
     ((input_name, spec),) = inputs.items()
+    if spec.shape.rank != 4:
+        raise ValueError(f"{path} takes no images [B, H, W, C]; received input {spec}")
 
     def model(x: tf.Tensor) -> tf.Tensor:
         # An export of this package has a function beside the checks and the batching op, which
@@ -111,7 +129,7 @@ def _from_saved_model(path: Path) -> Classifier:
         # variables alive that either reads.
         if hasattr(loaded, "logits"):
             return loaded.logits(x)
-        return loaded.signatures[signature_name](**{input_name: x})["logits"]
+        return loaded.signatures[signature_name](**{input_name: x})[output_name]
 
     card = _card(path)
     training = card.get("training")
@@ -126,6 +144,7 @@ def _from_saved_model(path: Path) -> Classifier:
 
 def _card(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((path / "assets.extra" / "model_card.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        text = (path / "assets.extra" / "model_card.json").read_text(encoding="utf-8")
+        return dict(json.loads(text))
+    except (OSError, TypeError, ValueError):
         return {}

@@ -6,15 +6,21 @@ import contextlib
 import hashlib
 import json
 import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from der_tf.files import partial, replacing, write_text
+from der_tf.files import locked, partial, replacing, write_text
 from der_tf.training.faults import writing
 
 Arrays = dict[str, np.ndarray]
+
+# What numpy raises for a file that is not there, or that something has damaged.
+_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class Parts:
@@ -38,7 +44,12 @@ class Parts:
         record = path / "about.json"
         about = json.loads(json.dumps(about))
         if record.exists():
-            held = json.loads(record.read_text(encoding="utf-8"))
+            try:
+                held = dict(json.loads(record.read_text(encoding="utf-8")))
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{record} cannot be read: {error}; write elsewhere, or remove its folder"
+                ) from error
             for name in sorted(about.keys() | held.keys()):
                 if held.get(name) != about.get(name):
                     raise self._other(f"{name} {held.get(name)}", f"{name} {about.get(name)}")
@@ -92,8 +103,10 @@ class Parts:
     def _read(self, name: str) -> Arrays | None:
         if self._path is None:
             return None
-        with contextlib.suppress(FileNotFoundError), np.load(self._path / f"{name}.npz") as file:
-            return dict(file)
+        path = self._path / f"{name}.npz"
+        # One that is damaged is measured again.
+        with contextlib.suppress(*_UNREADABLE), path.open("rb") as file, np.load(file) as arrays:
+            return dict(arrays)
         return None
 
     def _write(self, name: str, arrays: Arrays) -> None:
@@ -108,6 +121,31 @@ class Parts:
             f"{self._path} holds an unfinished evaluation of {held}; received {received}: give "
             "the same command again, write elsewhere, or remove that folder"
         )
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Make the folder of an evaluation's parts and keep other processes out of it meanwhile.
+
+    Raises:
+        ValueError: when another process holds it.
+        RunError: when it cannot be made.
+    """
+    with contextlib.ExitStack() as lock:
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.enter_context(locked(path))
+            except BlockingIOError:
+                raise ValueError(
+                    f"another process is measuring, with its parts in {path}: wait for it, or name "
+                    "another place with --out"
+                ) from None
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.rmdir()  # where nothing is kept in it
 
 
 def remove(path: Path) -> None:

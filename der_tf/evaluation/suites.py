@@ -17,7 +17,7 @@ lies in the suite's ball, also in an l-inf one, of which its l2 distances are a 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 from der_tf import attacks
@@ -81,8 +81,14 @@ def get(
     return {**full, "diff_pgd": attack("diff_pgd", denoiser=denoiser)}
 
 
-def notes(name: str | None, chosen: Collection[str]) -> list[str]:
-    """What a suite has left out, for its report."""
+def notes(name: str | None, chosen: Mapping[str, Attack], radius: float) -> list[str]:
+    """What a suite has left out and which attacks may leave the ball, for a report."""
+    found = [
+        f"{key} may end as far as {attack.radius:.4g} from the image; outside of the ball of "
+        f"radius {radius:.4g} it has no success."
+        for key, attack in chosen.items()
+        if radius < attack.radius < math.inf
+    ]
     if name == "full" and "diff_pgd" not in chosen:
-        return ["Diff-PGD was not run: it takes a denoiser of such images (--denoiser)."]
-    return []
+        found.append("Diff-PGD was not run: it takes a denoiser of such images (--denoiser).")
+    return found

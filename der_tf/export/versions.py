@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from der_tf.files import locked
 
 MAX_VERSION = 2**63 - 1  # of TensorFlow Serving, which keeps versions in an int64
 _PREFIX = ".exporting-"
@@ -38,26 +39,15 @@ def staging(base: Path) -> Iterator[Path]:
     """
     base.mkdir(parents=True, exist_ok=True)
     for leftover in base.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError), _locked(leftover):
+        with contextlib.suppress(OSError), locked(leftover):
             shutil.rmtree(leftover)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
     try:
-        with _locked(folder):
+        with locked(folder):
             folder.chmod(0o755)  # a server may run as another user
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock; OSError where another process (or call) holds it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def publish(folder: Path, base: Path, version: int | None) -> Path:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import datetime
 import errno
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -16,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from der_tf.files import partial, write_text
+from der_tf.files import locked, partial, write_text
 from der_tf.training.denoiser_configuration import DenoiserConfiguration
 from der_tf.training.recipes import Configuration, option, resolve
 
@@ -148,29 +147,25 @@ class RunDirectory:
         Raises:
             ValueError: when it cannot be made or written to, or another process holds it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.path, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            descriptor = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise ValueError(
-                f"--run-dir is a folder to write to; received {self.path}: {error.strerror}"
-            ) from error
-        try:
-            # The system releases this lock with the process, however that ends.
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise ValueError(f"another process is training in {self.path}") from None
-        try:
-            for leftover in self.path.glob(partial("*")):
-                leftover.unlink()
-            yield
-        finally:
-            os.close(descriptor)
-            with contextlib.suppress(OSError):
-                self.path.rmdir()
+        with contextlib.ExitStack() as lock:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                if not os.access(self.path, os.W_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                lock.enter_context(locked(self.path))
+            except BlockingIOError:
+                raise ValueError(f"another process is training in {self.path}") from None
+            except OSError as error:
+                raise ValueError(
+                    f"--run-dir is a folder to write to; received {self.path}: {error.strerror}"
+                ) from error
+            try:
+                for leftover in self.path.glob(partial("*")):
+                    leftover.unlink()
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
 
     def set_aside(self) -> Path | None:
         """Rename the folder, if it holds a run, so that another can take its name."""

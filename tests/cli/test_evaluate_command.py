@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 
 from der_tf import data, models
 from der_tf.cli import main
+from der_tf.evaluation import parts
 from tests.cli.small_runs import ENVIRONMENT
 
 
@@ -170,6 +171,16 @@ def test_unusable_arguments_are_one_line_and_status_2(options, words, network, t
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("out", [".", "..", "/", ""])
+def test_a_place_without_a_name_is_refused(out, network, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments(network, out)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "--out is a file without ending; received" in error
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_evaluation_in_the_default_place_is_left_alone(
     network, tmp_path, monkeypatch, capsys
 ):
@@ -185,6 +196,7 @@ def test_another_evaluation_in_the_default_place_is_left_alone(
     for command, words in (
         ([*quick, "--epsilon=0.2"], ["epsilon of fgsm 0.1; received 0.2"]),
         ([*quick, "--epsilon=0.1", "--seed=1"], ["seed 0; received 1"]),
+        ([*quick[:-1], "--batch-size=10", "--epsilon=0.1"], ["batch_size 20; received 10"]),
         ([*quick[:4], "--steps=3", *quick[5:], "--epsilon=0.1"], ["steps of pgd 2; received 3"]),
         ([quick[0], other, *quick[2:], "--epsilon=0.1"], ["model", str(network), other]),
     ):
@@ -198,6 +210,55 @@ def test_another_evaluation_in_the_default_place_is_left_alone(
     defended = [*quick, "--epsilon=0.1", "--defend"]
     for steps, status in ((1, 0), (2, 2), (1, 0)):
         assert main([*defended, f"--defense-steps={steps}"]) == status
+    for foreign in ("[]", '{"attacks": [], "model": 3}', '{"attacks": {"fgsm": 3}}', "{"):
+        report.write_text(foreign)
+        assert main([*quick, "--epsilon=0.1"]) == 0
+        assert json.loads(report.read_bytes())["images"] == 20
+
+
+def test_another_process_in_the_same_place_is_refused(network, tmp_path, capsys):
+    out = tmp_path / "report"
+    with parts.held(tmp_path / "report.state"):
+        assert main(arguments(network, out, *FEW)) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "another process is measuring" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_attacks_by_name_count_in_the_ball_alone(network, tmp_path):
+    """N-FGSM goes three times as far as the others."""
+    out = tmp_path / "report"
+    options = ["--attacks=mim,rs_fgsm,n_fgsm", "--restarts=2", "--steps=2", "--num-examples=60"]
+    assert main(arguments(network, out, *options, "--epsilon=0.1")) == 0
+    samples = np.load(tmp_path / "report.npz")
+    outside = samples["n_fgsm/linf_distance"] > 0.1
+    assert outside.all()
+    assert not samples["n_fgsm/success"][outside & samples["natural/correct"]].any()
+    found = report(out)
+    assert "n_fgsm may end as far as 0.3 from the image" in found["notes"][0]
+    restarts = [found["attacks"][name]["config"]["restarts"] for name in ("mim", "rs_fgsm")]
+    assert restarts == [1, 2]
+
+
+def test_models_that_others_saved_are_measured(tmp_path):
+    """Of images of any size, and SavedModels whose signature calls its output by another name."""
+    import keras
+    import tensorflow as tf
+
+    images = keras.Input((None, None, 1))
+    features = keras.layers.Conv2D(10, 3, strides=2)(images)
+    network = keras.Model(images, keras.layers.GlobalAveragePooling2D()(features))
+    network.save(tmp_path / "network.keras")
+    network.export(tmp_path / "exported", verbose=False)
+    tf.saved_model.save(network, str(tmp_path / "saved"))
+    for name in ("network.keras", "exported", "saved"):
+        assert main(arguments(tmp_path / name, tmp_path / f"report-{name}", *FEW)) == 0
+    first, *others = (np.load(path) for path in sorted(tmp_path.glob("report-*.npz")))
+    assert len(others) == 2
+    for other in others:
+        for name in ("natural/correct", "pgd/success", "pgd/linf_distance"):
+            np.testing.assert_allclose(other[name], first[name], atol=1e-6)
 
 
 def test_probabilities_are_a_warning_of_the_report(tmp_path, capsys):

@@ -73,6 +73,25 @@ def test_the_report_has_every_attacker_and_their_worst_case(found):
     assert report["natural"]["accuracy"] == 1.0
 
 
+def test_parts_of_another_defence_are_refused(network, labels, tmp_path):
+    data = IMAGES, labels, {"pgd": PGD}
+    evaluate_defense(network, DEFENSE, *data, state_path=tmp_path)
+    with pytest.raises(ValueError, match=r"unfinished evaluation of defense .*'steps': 1"):
+        evaluate_defense(network, EnergyDescent(steps=2), *data, state_path=tmp_path)
+
+
+def test_a_data_set_that_shuffles_anew_is_refused(network, labels, found):
+    """What three attackers find is compared image by image."""
+    dataset = tf.data.Dataset.from_tensor_slices((IMAGES, labels))
+    with pytest.raises(ValueError, match="in the same order for each attacker"):
+        evaluate_defense(network, DEFENSE, dataset.shuffle(40).batch(16), attacks={"pgd": PGD})
+    kept = dataset.shuffle(40, seed=0, reshuffle_each_iteration=False).batch(16)
+    ordered = evaluate_defense(network, DEFENSE, kept, attacks={"pgd": PGD})
+    assert np.count_nonzero(ordered.worst_case_success) == pytest.approx(
+        np.count_nonzero(found.worst_case_success), abs=1
+    )
+
+
 def test_the_command_measures_with_and_without_the_defence(tmp_path, capsys):
     keras.utils.set_random_seed(0)
     models.convnet((8, 8, 1), 10, width=4).save(tmp_path / "network.keras")

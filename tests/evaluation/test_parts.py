@@ -75,6 +75,24 @@ def test_a_part_that_a_killed_process_left_half_written_is_measured_again(tmp_pa
     assert not list(state.glob(".partial-*"))
 
 
+@pytest.mark.parametrize("part", ["attack-0-00001", "natural-00001"])
+@pytest.mark.parametrize("damage", [lambda all_: all_[:100], lambda all_: b"", lambda all_: b"?"])
+def test_a_damaged_part_is_measured_again(damage, part, tmp_path):
+    state = tmp_path / "state"
+    interrupted(state)
+    path = state / f"{part}.npz"
+    path.write_bytes(damage(path.read_bytes()))
+    assert_equal(measure(state), measure(None))
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", ""])
+def test_a_damaged_record_is_named(text, tmp_path):
+    interrupted(tmp_path / "state")
+    (tmp_path / "state" / "about.json").write_text(text)
+    with pytest.raises(ValueError, match=r"about\.json cannot be read: .* or remove its folder"):
+        measure(tmp_path / "state")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from der_tf import attacks
 from der_tf.evaluation import suites
 
 COMMON = ("fgsm", "rs_fgsm", "pgd")
@@ -37,12 +38,18 @@ def test_diff_pgd_is_in_the_full_suite_when_there_is_a_denoiser():
     full = suites.get("full", epsilon=0.3, denoiser=lambda x, t: x)
     assert list(full)[-1] == "diff_pgd"
     assert full["diff_pgd"].epsilon == 0.3
-    assert suites.notes("full", full) == []
-    (note,) = suites.notes("full", suites.get("full"))
+    assert suites.notes("full", full, radius=0.3) == []
+    (note,) = suites.notes("full", suites.get("full", epsilon=0.3), radius=0.3)
     assert "Diff-PGD was not run" in note
-    assert suites.notes("standard", suites.get("standard")) == []
+    assert suites.notes("standard", suites.get("standard", epsilon=0.3), radius=0.3) == []
     with pytest.raises(ValueError, match="belongs to the suite full; received one with quick"):
         suites.get("quick", denoiser=lambda x, t: x)
+
+
+def test_an_attack_that_leaves_the_ball_is_noted():
+    chosen = {name: attacks.get(name, epsilon=0.1) for name in ("pgd", "n_fgsm")}
+    (note,) = suites.notes(None, chosen, radius=0.1)
+    assert note.startswith("n_fgsm may end as far as 0.3 from the image")
 
 
 def test_another_name_is_refused():
