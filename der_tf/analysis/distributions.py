@@ -53,10 +53,10 @@ def joint_distribution(run: Run, epochs: Sequence[int]) -> Figure:
     for spare in panels[len(epochs) :]:
         spare.set_axis_off()
     for epoch, panel in zip(epochs, panels, strict=False):
-        with np.load(run.samples[epoch]) as arrays:
-            energy = arrays["train_marginal_energy"]
-            delta = arrays["train_training_delta_marginal_energy"]
-            abnormal = arrays["train_training_abnormal"].astype(bool)
+        arrays = run.samples[epoch]
+        energy = arrays["train_marginal_energy"]
+        delta = arrays["train_training_delta_marginal_energy"]
+        abnormal = arrays["train_training_abnormal"].astype(bool)
         for chosen, colour, marker, label in (
             (~abnormal, figures.BLUE, "o", "normal: the attack raised the loss"),
             (abnormal, figures.VERMILLION, "^", "abnormal: the attack lowered the loss"),

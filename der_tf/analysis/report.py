@@ -130,19 +130,13 @@ def _source(run: Run) -> str:
 
 
 def _test(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    reports = [run.evaluation for run in runs]
-    attacks = dict.fromkeys(name for report in reports if report for name in report["attacks"])
-    rows = [
-        ("images", [f"{report['images']:,}" if report else "not measured" for report in reports]),
-        ("clean", [_share(report["natural"]) if report else "" for report in reports]),
+    images = [f"{run.tested.images:,}" if run.tested else "not measured" for run in runs]
+    found = [run.tested.accuracies if run.tested else {} for run in runs]
+    names = dict.fromkeys(["clean", *(name for accuracies in found for name in accuracies)])
+    return [
+        ("images", images),
+        *((name, [_share(*of[name]) if name in of else "" for of in found]) for name in names),
     ]
-    for name in attacks:
-        cells = [
-            _share(report["attacks"][name]) if report and name in report["attacks"] else ""
-            for report in reports
-        ]
-        rows.append((name, cells))
-    return rows
 
 
 def _value(config: Configuration, name: str) -> str:
@@ -158,9 +152,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def _share(result: dict) -> str:
-    low, high = result["interval"]
-    return f"{_percent(result['accuracy'])} ({100 * low:.2f} – {100 * high:.2f} %)"
+def _share(accuracy: float, low: float, high: float) -> str:
+    return f"{_percent(accuracy)} ({100 * low:.2f} – {100 * high:.2f} %)"
 
 
 def _table(runs: Sequence[Run]) -> str:

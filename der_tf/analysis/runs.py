@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from der_tf import data
 from der_tf.overfitting import (
     ABOVE_CHANCE,
     Collapse,
@@ -20,9 +22,37 @@ from der_tf.overfitting import (
 from der_tf.training.monitors import read_energies
 from der_tf.training.recipes import Configuration
 from der_tf.training.records import read_metrics
+from der_tf.training.run import load_data
 from der_tf.training.run_directory import RunDirectory
 
 MOST_RUNS = 7  # the colours that everybody can tell apart
+# What is read here of the columns and arrays that der-tf train writes.
+_METRICS = (
+    *("epoch", "robust_accuracy", "abnormal_fraction", "delta_marginal_energy", "learning_rate"),
+    *("val_clean_accuracy", "val_robust_accuracy", "val_abnormal_fraction"),
+)
+_ENERGIES = (
+    *("epoch", "step", "split", "attack", "abnormal_fraction", "gradient_alignment"),
+    *(f"delta_marginal_energy_{kind}" for kind in ("mean", "q25", "q75")),
+)
+_SAMPLES = (
+    "train_marginal_energy",
+    "train_training_delta_marginal_energy",
+    "train_training_abnormal",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tested:
+    """What evaluation.json tells.
+
+    Attributes:
+        images: of the test set.
+        accuracies: with the ends of their intervals, ``"clean"`` and by the names of attacks.
+    """
+
+    images: int
+    accuracies: dict[str, tuple[float, float, float]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,8 +66,8 @@ class Run:
         class_names: K names.
         metrics: rows of metrics.csv, one an epoch.
         energies: rows of energies.csv; none for a run without an EnergyMonitor.
-        samples: files with the energies of single samples, by epoch.
-        evaluation: content of evaluation.json; None while there is none.
+        samples: arrays of single samples by their names in the files of ``energies/``, by epoch.
+        tested: the content of evaluation.json; None while there is none.
     """
 
     name: str
@@ -46,8 +76,8 @@ class Run:
     class_names: tuple[str, ...]
     metrics: list[dict[str, float]]
     energies: list[dict[str, Any]]
-    samples: dict[int, Path]
-    evaluation: dict[str, Any] | None
+    samples: dict[int, dict[str, np.ndarray]]
+    tested: Tested | None
 
     def curve(self, metric: str) -> np.ndarray:
         """``[T]``: a column of metrics.csv."""
@@ -151,19 +181,22 @@ def read_run(path: Path, name: str | None = None) -> Run:
     metrics = read_metrics(directory.metrics)
     if not metrics:
         raise ValueError(f"{path} has no finished epoch yet")
+    _check_columns(directory.metrics, metrics, _METRICS)
+    energies = read_energies(directory.energies_table)
+    _check_columns(directory.energies_table, energies, _ENERGIES)
     return Run(
         name=name or path.resolve().name,
         directory=directory,
         config=config,
         class_names=tuple(record["class_names"]),
         metrics=metrics,
-        energies=read_energies(directory.energies_table),
+        energies=energies,
         samples={
-            int(found[1]): file
+            int(found[1]): _samples(file)
             for file in sorted(directory.energies.glob("epoch-*.npz"))
             if (found := re.fullmatch(r"epoch-(\d+)\.npz", file.name))
         },
-        evaluation=_evaluation(directory.evaluation),
+        tested=_tested(directory.evaluation),
     )
 
 
@@ -195,18 +228,57 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     return runs
 
 
+def shared_split(runs: Sequence[Run], data_dir: Path | None = None) -> data.ImageData:
+    """The data set of the runs, its validation images those of every run.
+
+    Args:
+        runs: from :func:`read_runs`.
+        data_dir: where it lies; None: where it lay for the training of the first run.
+
+    Raises:
+        ValueError, FileNotFoundError: for a data set that cannot be used.
+    """
+    place = str(data_dir) if data_dir else runs[0].config.data_dir
+    by_size = {run.config.validation_size: run.config for run in runs}
+    splits = [load_data(dataclasses.replace(c, data_dir=place)) for c in by_size.values()]
+    # A larger validation part holds the smaller ones, whatever the runs' seeds and limit_train.
+    return min(splits, key=lambda split: split.validation_size)
+
+
 def _data(config: Configuration) -> str:
     place = f" in {config.data_dir}" if config.dataset == "folder" else ""
     size = f" of {config.image_size} pixels" if config.image_size else ""
     return f"{config.dataset}{place}{size}"
 
 
-def _evaluation(path: Path) -> dict[str, Any] | None:
+def _check_columns(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    missing = [name for name in columns if rows and name not in rows[0]]
+    if missing:
+        raise ValueError(f"{path} cannot be read: it has no column {', '.join(missing)}")
+
+
+def _samples(path: Path) -> dict[str, np.ndarray]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        # np.load leaves a file open that is no archive.
+        with path.open("rb") as file, np.load(file) as arrays:
+            return {name: arrays[name] for name in _SAMPLES}
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no whole file of an EnergyMonitor: {error}") from None
+
+
+def _tested(path: Path) -> Tested | None:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        accuracies = {}
+        for name, result in {"clean": report["natural"], **report["attacks"]}.items():
+            low, high = result["interval"]
+            accuracies[name] = (float(result["accuracy"]), float(low), float(high))
+        return Tested(images=int(report["images"]), accuracies=accuracies)
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except KeyError as error:
+        raise ValueError(f"{path} cannot be read: it has no {error}") from None
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
 
 

@@ -86,7 +86,7 @@ def analyze(
             networks = _networks(found)
             attacked = None  # the images, unless no run has its networks here
             if any(networks.values()):
-                attacked = _validation_images(found[0], networks, data_dir, num_examples, seed)
+                attacked = _validation_images(found, networks, data_dir, num_examples, seed)
         place = out or (
             found[0].directory.figures / "analysis" if len(runs) == 1 else Path("runs/analysis")
         )
@@ -159,27 +159,23 @@ def _networks(runs: Sequence[Run]) -> dict[str, dict[str, Classifier]]:
 
 
 def _validation_images(
-    run: Run,
+    runs: Sequence[Run],
     networks: Mapping[str, Mapping[str, Classifier]],
     data_dir: Path | None,
     num_examples: int | None,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels drawn by the seed.
+    """Images and labels drawn by the seed from the validation images that the runs share.
 
     Raises:
         ValueError: when there are fewer, or a network takes other images.
     """
     import numpy as np
 
-    from der_tf import data
+    from der_tf.analysis import shared_split
 
-    say(f"Reading {run.config.dataset} ...")
-    dataset = data.load(
-        run.config.dataset,
-        data_dir=data_dir or run.config.data_dir,
-        image_size=run.config.image_size,
-    )
+    say(f"Reading {runs[0].config.dataset} ...")
+    dataset = shared_split(runs, data_dir)
     for name, of_run in networks.items():
         for network in of_run.values():
             if network.image_shape != dataset.input_shape:
@@ -190,7 +186,8 @@ def _validation_images(
     there = dataset.validation_size
     if num_examples is not None and num_examples > there:
         raise ValueError(
-            f"{dataset.name} has {there} validation images; received --num-examples {num_examples}"
+            f"{there} images of {dataset.name} are validation images of every run given; received "
+            f"--num-examples {num_examples}"
         )
     images, labels = (
         np.concatenate(parts) for parts in zip(*dataset.validation.as_numpy_iterator(), strict=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import math
 import os
 from collections.abc import Callable, Container, Mapping
@@ -24,6 +23,7 @@ from der_tf.training.averages import averaged_weights
 from der_tf.training.batch import TrainingBatch
 from der_tf.training.classifier import RobustClassifier
 from der_tf.training.faults import writing
+from der_tf.training.records import read_table
 from der_tf.training.run_directory import RunDirectory
 
 ATTACKS = ("training", "pgd")
@@ -203,18 +203,15 @@ def read_energies(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The rows of an ``energies.csv``; none when there is no such file.
 
     ``epoch``, ``step`` and ``images`` are ints, ``split`` and ``attack`` strings, all else floats.
+
+    Raises:
+        ValueError: when the file is damaged.
     """
-    path = Path(path)
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            {
-                name: value if name in _TEXTS else int(value) if name in _COUNTS else float(value)
-                for name, value in row.items()
-            }
-            for row in csv.DictReader(file)
-        ]
+
+    def parse(name: str, cell: str) -> str | int | float:
+        return cell if name in _TEXTS else int(cell) if name in _COUNTS else float(cell)
+
+    return read_table(Path(path), parse)
 
 
 def affordable_records(

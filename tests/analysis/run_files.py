@@ -19,6 +19,7 @@ def make_run(path, energies=(), **options):
             "robust_accuracy": trained,
             "val_robust_accuracy": robust,
             "val_clean_accuracy": 0.9,
+            "val_abnormal_fraction": 0.0,
             "abnormal_fraction": 0.01,
             "delta_marginal_energy": 0.1,
             "learning_rate": 0.1,
@@ -39,5 +40,8 @@ def energy_row(epoch, step, abnormal, attack="training", split="train"):
         "attack": attack,
         "images": 16,
         "abnormal_fraction": abnormal,
+        "gradient_alignment": 0.9,
         "delta_marginal_energy_mean": 0.0,
+        "delta_marginal_energy_q25": -0.1,
+        "delta_marginal_energy_q75": 0.1,
     }

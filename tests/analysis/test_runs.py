@@ -2,14 +2,22 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 
-from der_tf.analysis import read_run, read_runs
+from der_tf.analysis import read_run, read_runs, shared_split
 from der_tf.analysis.report import table
 from der_tf.files import write_text
+from der_tf.training.run import load_data
 from tests.analysis.run_files import energy_row, make_run
+
+SAMPLES = (
+    "train_marginal_energy",
+    "train_training_delta_marginal_energy",
+    "train_training_abnormal",
+)
 
 
 def test_records_within_epochs_lie_between_them(tmp_path):
@@ -73,6 +81,66 @@ def test_what_is_no_run_is_refused(tmp_path):
     write_text(run.config, json.dumps(record))
     with pytest.raises(ValueError, match=r"config\.json names no classes"):
         read_run(run.path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("metrics.csv", "epoch,val_robust_accuracy\n1,0.", "its last line is cut off"),
+        ("metrics.csv", "epoch,robust_accuracy\n1,0.5\n", "no column abnormal_fraction"),
+        ("energies.csv", "epoch,step\n1,10\n2\n", "line 3"),
+        ("energies.csv", "epoch,step\n1,10\n", "no column split"),
+        ("evaluation.json", '{"images": 3, "natural": {}}', "no 'attacks'"),
+        ("evaluation.json", "[]", "list indices"),
+        ("evaluation.json", '{"natural": {"interval": [0]}, "attacks": {}}', "not enough values"),
+    ],
+)
+def test_a_damaged_file_is_named(file, content, words, tmp_path):
+    run = make_run(tmp_path / "run")
+    (run.path / file).write_text(content)
+    with pytest.raises(ValueError, match=f"{re.escape(str(run.path / file))} cannot.*{words}"):
+        read_run(run.path)
+
+
+@pytest.mark.parametrize(
+    ("names", "end", "words"),
+    [
+        (SAMPLES, -100, "not a zip file"),
+        (SAMPLES, 0, "No data left"),
+        (SAMPLES[:2], None, "train_training_abnormal"),
+    ],
+)
+def test_a_damaged_file_of_samples_is_named(names, end, words, tmp_path):
+    run = make_run(tmp_path / "run")
+    run.energies.mkdir()
+    path = run.energies / "epoch-0002.npz"
+    np.savez(path, **{name: np.zeros(3) for name in SAMPLES})
+    assert list(read_run(run.path).samples) == [2]
+    np.savez(path, **{name: np.zeros(3) for name in names})
+    path.write_bytes(path.read_bytes()[:end])
+    with pytest.raises(ValueError, match=rf"epoch-0002\.npz is no whole file.*{words}"):
+        read_run(run.path)
+
+
+def images_of(dataset):
+    return {image.tobytes() for images, _ in dataset.as_numpy_iterator() for image in images}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count"), [([None], 143), ([20], 20), ([None, 20], 20), ([20, 50], 20)]
+)
+def test_validation_images_are_those_of_every_run(sizes, count, tmp_path):
+    paths = [
+        make_run(tmp_path / str(size), validation_size=size, limit_train=300, seed=seed).path
+        for seed, size in enumerate(sizes)
+    ]
+    runs = read_runs(paths)
+    split = shared_split(runs)
+    assert split.validation_size == count
+    for run in runs:
+        trained_with = load_data(run.config)
+        assert images_of(split.validation) <= images_of(trained_with.validation)
+        assert not images_of(split.validation) & images_of(trained_with.train)
 
 
 def test_runs_side_by_side_are_few_different_and_of_one_data_set(tmp_path):

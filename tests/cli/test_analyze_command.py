@@ -154,6 +154,31 @@ def test_unusable_options_are_one_line_and_status_2(options, words, finished, ca
         assert word in err
 
 
+def test_images_are_those_that_the_run_validates_on(finished, capsys):
+    few = finished / "few"
+    shutil.copytree(finished / "run", few)
+    record = json.loads((few / "config.json").read_text())
+    record["configuration"]["validation_size"] = 20
+    (few / "config.json").write_text(json.dumps(record))
+    for runs in ([few], [finished / "run", few]):
+        assert main(["analyze", *map(str, runs), "--num-examples", "21"]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert "20 images of digits are validation images" in err
+
+
+def test_a_damaged_file_is_one_line_before_networks_are_loaded(finished, capsys):
+    damaged = finished / "damaged"
+    shutil.copytree(finished / "run", damaged)
+    path = damaged / "energies" / "epoch-0002.npz"
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert main(["analyze", str(damaged)]) == 2
+    out, err = capsys.readouterr()
+    assert "loading its networks" not in out
+    assert err.count("\n") == 1
+    assert str(path) in err
+
+
 def test_what_is_no_run_is_one_line_and_status_2(tmp_path, capsys):
     assert main(["analyze", str(tmp_path)]) == 2
     err = capsys.readouterr().err

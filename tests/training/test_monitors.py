@@ -257,6 +257,13 @@ def test_natural_training_and_attacks_of_ones_own(digits, tmp_path):
         assert np.isnan(row["gradient_alignment"])  # no attack has a ball
 
 
+def test_a_damaged_table_is_named(tmp_path):
+    path = tmp_path / "energies.csv"
+    path.write_text("epoch,step,split,attack,accuracy\n1,10,train,training,0.5\n2,20,tr")
+    with pytest.raises(ValueError, match=r"energies\.csv cannot be read: its last line"):
+        read_energies(path)
+
+
 def test_errors_say_what_was_received(digits, tmp_path):
     with pytest.raises(ValueError, match=r"images are in \[0, 1\].*received values from 0 to 255"):
         monitor(tmp_path, (digits[0] * 255, digits[1]))

@@ -29,6 +29,25 @@ def test_rows_of_a_killed_process_are_written_again(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "last line is cut off"),
+        ("epoch,loss\n1,0.5\n2", "last line is cut off"),
+        ("epoch,loss\n1,0.5\n2,0.2", "last line is cut off"),  # of 0.25
+        ("epoch,loss\n1,0.5\n2\n", "line 3 has more or fewer cells"),
+        ("epoch,loss\n1,0.5,7\n", "line 2 has more or fewer cells"),
+        ("epoch,loss\n1,half\n", "'half'"),
+        ("epoch,loss\n1.5,0.5\n", "'1.5'"),
+    ],
+)
+def test_a_damaged_table_is_named(content, words, tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"metrics\.csv cannot be read: .*{words}"):
+        read_metrics(path)
+
+
 def test_tensorboard_gets_scalars_and_the_delta_energies_of_the_sample(tmp_path):
     keras.utils.set_random_seed(0)
     network = keras.Sequential(
