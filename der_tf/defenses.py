@@ -51,6 +51,7 @@ class EnergyDescent(Configurable):
     steps: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for field in ("step_size", "radius"):
             self._require(field, "a finite number >= 0", lambda v: np.isfinite(v) and v >= 0)
         self._require("steps", "an integer >= 1", lambda v: int(v) == v and v >= 1)
@@ -103,7 +104,7 @@ class EnergyDescent(Configurable):
             moved -= geometry.steepest_step(gradient, self.step_size, "l2")
             return (tf.clip_by_value(x + clip_eta(moved - x, 2, self.radius), 0.0, 1.0),)
 
-        (moved,) = tf.while_loop(lambda moved: True, step, (x,), maximum_iterations=int(self.steps))
+        (moved,) = tf.while_loop(lambda moved: True, step, (x,), maximum_iterations=self.steps)
         return moved
 
 

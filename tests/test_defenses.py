@@ -1,10 +1,13 @@
 """The descent of the energy at test time, and the gradients of attacks through it."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import der_tf
 from der_tf import attacks
 from der_tf.attacks import base
 from der_tf.attacks.losses import LOSSES
@@ -222,6 +225,21 @@ def test_other_attacks_go_through_it(network, images, name):
 def test_settings_out_of_range(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         EnergyDescent(**options)
+
+
+def test_whole_numbers_do_for_others(network, images):
+    whole, others = (
+        EnergyDescent(step_size=a, radius=r, steps=s) for a, r, s in ((1, 2, 2.0), (1.0, 2.0, 2))
+    )
+    assert [type(value) for value in dataclasses.astuple(whole)] == [float, float, int]
+    np.testing.assert_array_equal(
+        whole.transform(network, images), others.transform(network, images)
+    )
+
+
+def test_is_reached_from_the_package():
+    # Asked of the function: the imports above have made it an attribute.
+    assert der_tf.__getattr__("defenses").EnergyDescent is EnergyDescent
 
 
 def test_images_out_of_range_and_saved_settings(network, images):

@@ -61,8 +61,8 @@ class Attack(Configurable):
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check_epsilon()
-        object.__setattr__(self, "epsilon", float(self.epsilon))  # 0 and 1 are radii too
         self._require("norm", "'linf' or 'l2'", lambda v: v in geometry.NORMS)
 
     def _check_epsilon(self) -> None:
@@ -90,7 +90,7 @@ class Attack(Configurable):
         Raises:
             ValueError: when the images are not in [0, 1], the labels fit neither the images nor
                 the logits, or the logits of the images are not finite. Inside a ``tf.function``
-                none of these is checked.
+                none of these is checked. Everywhere, when a gradient attack finds no gradient.
 
         Warns:
             UnreliableAttackWarning: when the model returns probabilities in place of logits.

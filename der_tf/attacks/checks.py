@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 
 class UnreliableAttackWarning(UserWarning):
@@ -57,6 +58,16 @@ def check_logits(logits: Any, y: Any) -> None:
             "the model seems to return probabilities (every row is >= 0 and sums to 1); attacks "
             "take logits, and look weaker on probabilities: leave the softmax out"
         )
+
+
+def require_gradient(gradient: tf.Tensor | None) -> tf.Tensor:
+    """The gradient; ValueError when a tape found none."""
+    if gradient is None:
+        raise ValueError(
+            "a gradient attack needs logits that are differentiable in the images; received a "
+            "model without a gradient (the square attack needs none)"
+        )
+    return gradient
 
 
 def check_deterministic(passes: np.ndarray) -> str | None:

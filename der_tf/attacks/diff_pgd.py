@@ -83,7 +83,7 @@ class DiffPGD(PGD):
         return diffusion.as_function(denoiser)
 
     @property
-    def _starts_at_random(self) -> bool:
+    def starts_at_random(self) -> bool:
         return self.random_start or self.noise_level > 0
 
     def get_config(self) -> dict[str, Any]:

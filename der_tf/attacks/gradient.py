@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 from cleverhans.tf2.utils import compute_gradient
 
-from der_tf.attacks import geometry
+from der_tf.attacks import checks, geometry
 from der_tf.attacks.base import Attack, Model
 from der_tf.attacks.losses import LOSSES
 
@@ -42,14 +42,15 @@ class GradientAttack(Attack):
             raise ValueError(
                 f"{type(self).__name__}: the kl loss knows no target; received targeted=True"
             )
-        if self.restarts > 1 and not self._starts_at_random:
+        if self.restarts > 1 and not self.starts_at_random:
             raise ValueError(
                 f"{type(self).__name__}: restarts > 1 needs a random start, else each would be "
                 f"the same; received restarts={self.restarts}"
             )
 
     @property
-    def _starts_at_random(self) -> bool:
+    def starts_at_random(self) -> bool:
+        """Whether restarts differ."""
         return True
 
     @property
@@ -89,7 +90,8 @@ class GradientAttack(Attack):
             logits = model(moved)
             predictions = tf.argmax(logits, axis=1, output_type=tf.int32)
             errs = tf.equal(predictions, y) == self.targeted
-            loss = self.loss_of(labels, logits)
+            # The loss of float64 logits is float64, the worst so far float32.
+            loss = tf.cast(self.loss_of(labels, logits), tf.float32)
             worse = (errs & ~worst_errs) | ((errs == worst_errs) & (loss > worst_loss))
             pick = tf.reshape(worse, [-1] + [1] * (x.shape.rank - 1))
             return (
@@ -111,7 +113,9 @@ class GradientAttack(Attack):
         return self.step(x, moved, self._gradient(model, moved, labels))
 
     def _gradient(self, model: Model, moved: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        return compute_gradient(model, LOSSES[self.loss], moved, labels, self.targeted)
+        return checks.require_gradient(
+            compute_gradient(model, LOSSES[self.loss], moved, labels, self.targeted)
+        )
 
 
 @register
@@ -120,7 +124,7 @@ class FGSM(GradientAttack):
     """Fast gradient sign method (Goodfellow et al., 2015): one step of size epsilon from x."""
 
     @property
-    def _starts_at_random(self) -> bool:
+    def starts_at_random(self) -> bool:
         return False
 
     def start(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -201,7 +205,7 @@ class PGD(GradientAttack):
         self._require("step_size", "None or a number >= 0", lambda v: v is None or v >= 0)
 
     @property
-    def _starts_at_random(self) -> bool:
+    def starts_at_random(self) -> bool:
         return self.random_start
 
     @property

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from der_tf.attacks import streams
+from der_tf.attacks import checks, streams
 from der_tf.attacks.base import Attack, Model
 
 State = dict[str, tf.Tensor]
@@ -60,12 +60,7 @@ def query(
         tape.watch(images)
         logits = tf.cast(model(images), tf.float32)
         values = loss(logits)
-    gradient = tape.gradient(values, images)
-    if gradient is None:
-        raise ValueError(
-            "a gradient attack needs logits that are differentiable in the images; received a "
-            "model without a gradient (the square attack needs none)"
-        )
+    gradient = checks.require_gradient(tape.gradient(values, images))
     finite = tf.reduce_all(tf.math.is_finite(logits), axis=1)
     values = tf.where(finite, values, tf.float32.min)
     usable = per_sample(finite, images) & tf.math.is_finite(gradient)

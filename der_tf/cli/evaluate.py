@@ -314,6 +314,7 @@ def _attacks(names: list[str], ball: dict[str, Any], **options: Any) -> dict[str
     if len(set(names)) < len(names):
         raise ValueError(f"--attacks names each attack once; received {','.join(names)}")
     given = {option: value for option, value in options.items() if value is not None}
+    restarts = given.get("restarts")
     taken: set[str] = set()
     chosen = {}
     for name in names:
@@ -321,19 +322,18 @@ def _attacks(names: list[str], ball: dict[str, Any], **options: Any) -> dict[str
         takes: dict[str, Any] = {
             option: value
             for option, value in given.items()
-            if option in fields and (option != "restarts" or _starts_at_random(name))
+            if option in fields and option != "restarts"
         }
+        attack: Any = attacks.get(name, **ball, **takes)
+        # Each restart of an attack without a random start would be the same.
+        if restarts and "restarts" in fields and getattr(attack, "starts_at_random", True):
+            takes["restarts"] = restarts
+            attack = dataclasses.replace(attack, restarts=restarts)
         taken |= takes.keys()
-        chosen[name] = attacks.get(name, **ball, **takes)
+        chosen[name] = attack
     for option in given.keys() - taken:
         raise ValueError(f"--{option} {given[option]} is not taken by {', '.join(names)}")
     return chosen
-
-
-def _starts_at_random(name: str) -> bool:
-    from der_tf import attacks
-
-    return getattr(attacks.get(name), "_starts_at_random", True)
 
 
 def _state(place: Path) -> Path:

@@ -1,5 +1,7 @@
 """The gradient attacks: geometry, agreement with cleverhans, closed forms, compilation, faults."""
 
+from fractions import Fraction
+
 import keras
 import numpy as np
 import pytest
@@ -186,6 +188,14 @@ def test_more_steps_and_restarts_never_help_the_defender(network, digits):
     assert errs_ever.sum() > errs_once.sum()
 
 
+@pytest.mark.parametrize("name", ["rs_fgsm", "n_fgsm", "pgd", "trades", "cw_linf"])
+def test_restarts_take_logits_of_float64(name, network, digits):
+    x, y = digits[0][:16], digits[1][:16]
+    attack = attacks.get(name, epsilon=0.1, restarts=2, seed=0)
+    moved = attack(lambda images: tf.cast(network(images), tf.float64), x, y)
+    np.testing.assert_allclose(moved, attack(network, x, y), atol=1e-6)
+
+
 @pytest.mark.parametrize(("loss", "left"), [("ce", 0), ("margin", 0), ("dlr", 0), ("kl", 0.1)])
 def test_every_loss_breaks_an_undefended_model(loss, left, network, digits):
     x, y = digits[0][:100], digits[1][:100]
@@ -307,6 +317,10 @@ def test_the_first_gradient_is_taken_at_an_image(name, norm, digits):
         ("pgd", {"norm": "l1"}, "norm is 'linf' or 'l2'; received 'l1'"),
         ("pgd", {"loss": "mse"}, "loss is one of ce, margin, dlr, kl; received 'mse'"),
         ("pgd", {"steps": -1}, "steps is an integer >= 0; received -1"),
+        ("pgd", {"steps": 2.5}, "steps is an integer >= 0; received 2.5"),
+        ("pgd", {"steps": "4"}, "steps is an integer >= 0; received '4'"),
+        ("pgd", {"step_size": "0.1"}, "step_size is None or a number >= 0; received '0.1'"),
+        ("pgd", {"step_size": float("nan")}, "received nan"),
         ("pgd", {"restarts": 0}, "restarts is an integer >= 1; received 0"),
         ("fgsm", {"restarts": 2}, "needs a random start"),
         ("trades", {"targeted": True}, "knows no target"),
@@ -330,6 +344,48 @@ def test_bad_input_says_what_was_received(network, digits):
         attack(network, x, keras.utils.to_categorical(y, 10))
     with pytest.raises(ValueError, match="float32 labels"):
         attack(network, x, y.astype(np.float32))
+
+
+@pytest.mark.parametrize("name", GRADIENT_ATTACKS)
+def test_a_model_without_a_gradient_is_refused(name, network, digits):
+    with pytest.raises(ValueError, match="differentiable in the images"):
+        attacks.get(name)(lambda images: network(tf.round(images)), digits[0][:2], digits[1][:2])
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "given", "stored"),
+    [
+        ("pgd", "step_size", 1, 1.0),
+        ("rs_fgsm", "step_size", 0, 0.0),
+        ("n_fgsm", "noise_scale", np.float64(0.5), 0.5),
+        ("mim", "decay", np.int64(1), 1.0),
+        ("trades", "step_size", Fraction(1, 4), 0.25),
+        ("cw", "learning_rate", 1, 1.0),
+        ("pgd", "steps", 4.0, 4),
+        ("pgd", "restarts", np.float32(2), 2),
+        ("pgd", "seed", 3.0, 3),
+        ("apgd_ce", "eot", np.int64(2), 2),
+        ("apgd_t", "targets", 2.0, 2),
+        ("square", "queries", 40.0, 40),
+        ("cw", "search_steps", 2.0, 2),
+        ("auto_attack", "batch_size", 8.0, 8),
+        ("apgd_ce", "targeted", 1, True),
+        ("fab_t", "targeted", np.False_, False),
+    ],
+)
+def test_numbers_are_stored_in_the_type_of_their_option(name, option, given, stored):
+    """Attacks that are equal share what is compiled, where 1 would not do for 1.0."""
+    value = getattr(attacks.get(name, **{option: given}), option)
+    assert (type(value), value) == (type(stored), stored)
+
+
+def test_whole_numbers_do_for_others(network, digits):
+    x, y = digits[0][:4], digits[1][:4]
+    moved, expected = (
+        attacks.get("pgd", norm="l2", epsilon=2, step_size=size, steps=steps, seed=0)(network, x, y)
+        for size, steps in ((1, 4.0), (1.0, 4))
+    )
+    np.testing.assert_array_equal(moved, expected)
 
 
 def test_attacks_are_immutable_and_known_by_value():

@@ -115,7 +115,7 @@ def test_a_run_stopped_within_an_epoch_ends_with_the_same_averages(tmp_path):
     options = {"swa_start": 2, "early_stopping": 3, "ema": 0.5}
     with Signals() as signals:
         training(tmp_path / "whole", signals, **options).run()
-    with Signals() as signals, pytest.raises(Interrupted):
+    with pytest.raises(Interrupted), Signals() as signals:
         training(tmp_path / "cut", signals, Cut, **options).run()
     with Signals() as signals:
         training(tmp_path / "cut", signals, **options).run()
