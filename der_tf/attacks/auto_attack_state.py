@@ -73,14 +73,23 @@ class AutoAttackState:
 
     def _load(self, config: dict[str, Any], logits: np.ndarray) -> None:
         assert self._path is not None
-        held = json.loads((self._path / "run.json").read_text())
+        try:
+            held = json.loads((self._path / "run.json").read_text())
+            self.seed, self.seconds = held["seed"], held["seconds"]
+            before = np.load(self._path / "logits.npy")
+            self.adversarial = self._map("adversarial", "r+")
+            self.outcomes = self._map("outcomes", "r+")
+        except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self._path} holds no whole state of a run ({type(error).__name__}: {error}): "
+                "remove it, or name another folder"
+            ) from error
         for part, value in self._about.items():
-            if held[part] != value:
+            if held.get(part) != value:
                 raise ValueError(
                     f"{self._path} holds the state of another run, of which {part} was "
-                    f"{held[part]}; received {value}: name another folder"
+                    f"{held.get(part)}; received {value}: name another folder"
                 )
-        before = np.load(self._path / "logits.npy")
         # A randomised model never gives the same logits; others do up to the device's rounding.
         if config["version"] != "rand" and (
             before.shape != logits.shape
@@ -90,9 +99,6 @@ class AutoAttackState:
                 f"{self._path} holds the state of another model: its logits on these images "
                 "differ from those received; name another folder"
             )
-        self.seed, self.seconds = held["seed"], held["seconds"]
-        self.adversarial = self._map("adversarial", "r+")
-        self.outcomes = self._map("outcomes", "r+")
 
     def _map(self, name: str, mode: Any, dtype: Any = None, shape: Any = None) -> np.ndarray:
         assert self._path is not None

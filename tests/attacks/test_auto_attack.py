@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from der_tf import attacks
 from der_tf.attacks import sweep
+from der_tf.attacks.auto_attack_state import AutoAttackState
 
 SMALL = {"steps": 10, "targets": 3, "queries": 40, "batch_size": 32, "seed": 0}
 
@@ -106,6 +107,17 @@ def test_an_interrupted_run_goes_on_to_the_same_result(during, standard, robust_
     )
     assert told == []  # a finished run answers at once
     np.testing.assert_array_equal(again.adversarial, result.adversarial)
+
+
+@pytest.mark.parametrize("file", ["run.json", "logits.npy", "outcomes.npy", "adversarial.npy"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{"])
+def test_a_damaged_state_is_named(file, content, linear, tmp_path):
+    model = linear(4)
+    attack = attacks.get("auto_attack", epsilon=0.01, **SMALL)
+    AutoAttackState(tmp_path, ["apgd_ce"], model.x, model.y, np.zeros((2, 4)), {}, 0)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no whole state of a run"):
+        attack.run(model, model.x, model.y, state_path=tmp_path)
 
 
 def test_a_state_of_another_run_is_refused(linear, tmp_path):
