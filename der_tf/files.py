@@ -7,7 +7,7 @@ import csv
 import fcntl
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +70,32 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     table.writeheader()
     table.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def read_table(path: Path, parse: Callable[[str, str], Any]) -> list[dict[str, Any]]:
+    """Rows that :func:`write_table` wrote; none when there is no such file.
+
+    Args:
+        path: the file.
+        parse: takes the name of a column and the text of a cell.
+
+    Raises:
+        ValueError: when the file is damaged or ``parse`` refuses a cell.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    try:
+        text = path.read_text(encoding="utf-8")
+        # Tables are replaced as a whole: one that breaks off did not come from a killed process,
+        # and half a number would pass for a number.
+        if not text.endswith("\n"):
+            raise ValueError("its last line is cut off")
+        table = csv.DictReader(io.StringIO(text))
+        for row in table:
+            if None in row or None in row.values():
+                raise ValueError(f"line {table.line_num} has more or fewer cells than the header")
+            rows.append({name: parse(name, cell) for name, cell in row.items()})
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import keras
 
-from der_tf.files import write_table
+from der_tf.files import read_table, write_table
 from der_tf.training.faults import writing
 from der_tf.training.monitors import steps_done
 from der_tf.training.run_directory import RunDirectory
@@ -76,10 +75,10 @@ def read_alarms(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     ``epoch`` (from 1, the one during or after which the alarm was raised) and ``step`` (optimizer
     steps done) are ints, ``monitor``, ``action`` and ``message`` strings.
+
+    Raises:
+        ValueError: when the file is damaged.
     """
-    path = Path(path)
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    return [{**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
+    return read_table(
+        Path(path), lambda name, cell: int(cell) if name in ("epoch", "step") else cell
+    )

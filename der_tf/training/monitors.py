@@ -16,14 +16,13 @@ import tensorflow as tf
 from der_tf import energy
 from der_tf.attacks import Attack, geometry
 from der_tf.attacks.gradient import GradientAttack
-from der_tf.files import replacing, write_table
+from der_tf.files import read_table, replacing, write_table
 from der_tf.regularizers import GradAlign
 from der_tf.training import inputs
 from der_tf.training.averages import averaged_weights
 from der_tf.training.batch import TrainingBatch
 from der_tf.training.classifier import RobustClassifier
 from der_tf.training.faults import writing
-from der_tf.training.records import read_table
 from der_tf.training.run_directory import RunDirectory
 
 ATTACKS = ("training", "pgd")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
 
-from der_tf.files import write_table
+from der_tf.files import read_table, write_table
 from der_tf.training.faults import writing
 
 if TYPE_CHECKING:
@@ -76,35 +75,6 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         ValueError: when the file is damaged.
     """
     return read_table(path, lambda name, cell: int(cell) if name == "epoch" else float(cell))
-
-
-def read_table(path: Path, parse: Callable[[str, str], Any]) -> list[dict[str, Any]]:
-    """Rows that :func:`~der_tf.files.write_table` wrote; none when there is no such file.
-
-    Args:
-        path: the file.
-        parse: takes the name of a column and the text of a cell.
-
-    Raises:
-        ValueError: when the file is damaged or ``parse`` refuses a cell.
-    """
-    if not path.exists():
-        return []
-    rows = []
-    try:
-        text = path.read_text(encoding="utf-8")
-        # Tables are replaced as a whole: one that breaks off did not come from a killed process,
-        # and half a number would pass for a number.
-        if not text.endswith("\n"):
-            raise ValueError("its last line is cut off")
-        table = csv.DictReader(text.splitlines())
-        for row in table:
-            if None in row or None in row.values():
-                raise ValueError(f"line {table.line_num} has more or fewer cells than the header")
-            rows.append({name: parse(name, cell) for name, cell in row.items()})
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    return rows
 
 
 class TensorBoard(keras.callbacks.Callback):
