@@ -41,6 +41,7 @@ class Objective(Configurable):
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is in [0, 1); received {self.label_smoothing!r}")
 

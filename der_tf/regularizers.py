@@ -105,6 +105,7 @@ class DeltaEnergy(Regularizer):
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._require_not_negative("weight", "marginal", "joint", "warmup_steps")
         for name, accepted in (("penalty", PENALTIES), ("reference", REFERENCES)):
             value = getattr(self, name)
@@ -166,6 +167,7 @@ class GradAlign(Regularizer):
     full_gradient: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._require_not_negative("weight")
 
     @property
@@ -247,6 +249,7 @@ class AbnormalExamples(Regularizer):
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._require_not_negative("weight", "loss", "logits", "warmup_steps")
 
     @property

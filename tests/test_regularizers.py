@@ -217,3 +217,11 @@ def test_start_needs_an_attack_that_has_one(data):
 def test_bad_configuration_says_what_is_accepted(config, message):
     with pytest.raises(ValueError, match=message):
         DeltaEnergy(**config)
+
+
+def test_numbers_are_stored_in_the_type_of_their_option():
+    given, exact = DeltaEnergy(30, warmup_steps=8.0), DeltaEnergy(30.0, warmup_steps=8)
+    kinds = [
+        {name: type(value) for name, value in each.get_config().items()} for each in (given, exact)
+    ]
+    assert kinds[0] == kinds[1]
