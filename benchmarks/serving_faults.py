@@ -2,8 +2,9 @@
 
     python benchmarks/serving_faults.py
 
-Runs the tests of faults and of versions, half a minute on 2 cores, and writes a row a fault into
-``docs/serving.md``. After each fault done to a running server the next good request is checked.
+Runs the tests of faults, versions and warm-up, half a minute on 2 cores, and writes a row a fault
+into ``docs/serving.md``. After each fault done to a running server the next good request is
+checked.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from pages import fill
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("tests/serve/test_server_faults.py", "tests/serve/test_server_versions.py")
+TESTS = tuple(f"tests/serve/test_server_{name}.py" for name in ("faults", "versions", "warmup"))
 
 
 def table(report: Path) -> str:

@@ -25,6 +25,14 @@ def tf1(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def line(tmp_path_factory):
+    """A SavedModel to copy versions from."""
+    path = tmp_path_factory.mktemp("line") / "model"
+    serving_models.export_line(path, slope=3)
+    return path
+
+
+@pytest.fixture(scope="session")
 def server(tmp_path_factory, zoo, tf1):
     """One server for all tests that only send requests: zoo, tf1, lines (versions 1 and 2)."""
     folder = tmp_path_factory.mktemp("server")

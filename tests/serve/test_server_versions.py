@@ -6,33 +6,20 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from google.protobuf import text_format
 from tensorflow_serving.apis import (
     get_model_status_pb2,
     model_pb2,
-    predict_pb2,
-    prediction_log_pb2,
 )
 from tensorflow_serving.config import model_server_config_pb2
 
-from serve import versions, warmup
+from serve import versions
 from serve.errors import ServingError, StatusCode
-from serve.inference import Inference
 from serve.manager import ModelManager
 from serve.servable import Servable
-from tests.serve import serving_models
 from tests.serve.processes import wait_for
 
 State = get_model_status_pb2.ModelVersionStatus
-
-
-@pytest.fixture(scope="module")
-def line(tmp_path_factory):
-    """A SavedModel to copy versions from."""
-    path = tmp_path_factory.mktemp("line") / "model"
-    serving_models.export_line(path, slope=3)
-    return path
 
 
 @contextmanager
@@ -382,52 +369,3 @@ def test_labels_point_at_what_serves(line, tmp_path):
         assert served(manager, label="stable") == 1
         with pytest.raises(ServingError, match="Request to assign label to version 3"):
             manager.reload(labelled(3))  # a label in use moves to what serves only
-
-
-def write_warmup(path, *records):
-    (path / "assets.extra").mkdir()
-    with tf.io.TFRecordWriter(str(path / warmup.FILE)) as writer:
-        for record in records:
-            writer.write(record)
-
-
-def predict_log(**inputs):
-    request = predict_pb2.PredictRequest()
-    for name, value in inputs.items():
-        request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
-    log = prediction_log_pb2.PredictionLog(
-        predict_log=prediction_log_pb2.PredictLog(request=request)
-    )
-    return log.SerializeToString()
-
-
-GOOD = predict_log(x=[1.0])
-
-
-@pytest.mark.parametrize(
-    ("records", "text"),
-    [
-        ([GOOD, predict_log(z=[1.0])], "input tensor alias not found in signature: z"),
-        ([b"\xff\xff"], "Failed to parse warmup record"),
-        ([b""], "Unsupported log_type for warmup"),
-        ([GOOD] * 1001, "Number of warmup records exceeds the maximum (1000)"),
-    ],
-)
-def test_a_bad_warmup_record_makes_the_version_unfit(line, tmp_path, records, text):
-    shutil.copytree(line, tmp_path / "1")
-    write_warmup(tmp_path / "1", *records)
-    servable = Servable("m", 1, str(tmp_path / "1"))
-    with pytest.raises(ServingError) as caught:
-        warmup.replay(servable, Inference(), 1, None)
-    assert text in caught.value.message
-
-
-def test_good_warmup_records_run_and_damaged_files_do_not(line, tmp_path):
-    shutil.copytree(line, tmp_path / "1")
-    write_warmup(tmp_path / "1", *[GOOD] * 1000)
-    servable = Servable("m", 1, str(tmp_path / "1"))
-    warmup.replay(servable, Inference(), 1, None)
-    path = tmp_path / "1" / warmup.FILE
-    path.write_bytes(path.read_bytes()[:-3] + b"xyz")
-    with pytest.raises(ServingError, match="verify your warmup data is in TFRecord format"):
-        warmup.replay(servable, Inference(), 1, None)
