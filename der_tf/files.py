@@ -7,9 +7,14 @@ import csv
 import fcntl
 import io
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def partial(name: str) -> str:
@@ -99,3 +104,20 @@ def read_table(path: Path, parse: Callable[[str, str], Any]) -> list[dict[str, A
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     return rows
+
+
+def read_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, all or those named.
+
+    Raises:
+        OSError: when it cannot be opened.
+        ValueError: when it is damaged or lacks one of them.
+    """
+    import numpy as np  # which parsing a command line need not wait for
+
+    try:
+        # np.load leaves a file open that is no archive.
+        with path.open("rb") as file, np.load(file) as arrays:
+            return {name: arrays[name] for name in names or arrays.files}
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is no whole file of arrays: {error}") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from der_tf import data
+from der_tf.files import read_arrays
 from der_tf.overfitting import (
     ABOVE_CHANCE,
     Collapse,
@@ -192,7 +192,7 @@ def read_run(path: Path, name: str | None = None) -> Run:
         metrics=metrics,
         energies=energies,
         samples={
-            int(found[1]): _samples(file)
+            int(found[1]): read_arrays(file, _SAMPLES)
             for file in sorted(directory.energies.glob("epoch-*.npz"))
             if (found := re.fullmatch(r"epoch-(\d+)\.npz", file.name))
         },
@@ -255,15 +255,6 @@ def _check_columns(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence
     missing = [name for name in columns if rows and name not in rows[0]]
     if missing:
         raise ValueError(f"{path} cannot be read: it has no column {', '.join(missing)}")
-
-
-def _samples(path: Path) -> dict[str, np.ndarray]:
-    try:
-        # np.load leaves a file open that is no archive.
-        with path.open("rb") as file, np.load(file) as arrays:
-            return {name: arrays[name] for name in _SAMPLES}
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no whole file of an EnergyMonitor: {error}") from None
 
 
 def _tested(path: Path) -> Tested | None:

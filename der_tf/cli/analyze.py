@@ -176,13 +176,9 @@ def _validation_images(
 
     say(f"Reading {runs[0].config.dataset} ...")
     dataset = shared_split(runs, data_dir)
-    for name, of_run in networks.items():
+    for of_run in networks.values():
         for network in of_run.values():
-            if network.image_shape != dataset.input_shape:
-                raise ValueError(
-                    f"{name} takes images of shape {network.image_shape}; those of "
-                    f"{dataset.name} have {dataset.input_shape}"
-                )
+            network.check_images(dataset.name, dataset.input_shape)
     there = dataset.validation_size
     if num_examples is not None and num_examples > there:
         raise ValueError(

@@ -44,8 +44,8 @@ class Classifier:
         sizes = zip(self.image_shape, shape, strict=True)
         if any(own not in (None, size) for own, size in sizes):
             raise ValueError(
-                f"{self.path} takes images of shape {self.image_shape}; received --dataset "
-                f"{dataset} of shape {shape}"
+                f"{self.path} takes images of shape {self.image_shape}; received those of "
+                f"{dataset}, of shape {shape}"
             )
 
 

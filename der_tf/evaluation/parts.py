@@ -6,21 +6,16 @@ import contextlib
 import hashlib
 import json
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from der_tf.files import locked, partial, replacing, write_text
+from der_tf.files import locked, partial, read_arrays, replacing, write_text
 from der_tf.training.faults import writing
 
 Arrays = dict[str, np.ndarray]
-
-# What numpy raises for a file that is not there, or that something has damaged.
-_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class Parts:
@@ -103,10 +98,8 @@ class Parts:
     def _read(self, name: str) -> Arrays | None:
         if self._path is None:
             return None
-        path = self._path / f"{name}.npz"
-        # One that is damaged is measured again.
-        with contextlib.suppress(*_UNREADABLE), path.open("rb") as file, np.load(file) as arrays:
-            return dict(arrays)
+        with contextlib.suppress(OSError, ValueError):  # a damaged one is measured again
+            return read_arrays(self._path / f"{name}.npz")
         return None
 
     def _write(self, name: str, arrays: Arrays) -> None:

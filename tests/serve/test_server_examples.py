@@ -8,6 +8,13 @@ from tests.serve.grpc_calls import add_example, refusal
 Code = grpc.StatusCode
 
 
+def regression_request():
+    request = regression_pb2.RegressionRequest()
+    request.model_spec.name = "tf1"
+    request.model_spec.signature_name = "regress_x_to_y"
+    return request
+
+
 def test_classify(server):
     request = classification_pb2.ClassificationRequest()
     request.model_spec.name = "tf1"
@@ -24,18 +31,14 @@ def test_classify(server):
 
 
 def test_regress(server):
-    request = regression_pb2.RegressionRequest()
-    request.model_spec.name = "tf1"
-    request.model_spec.signature_name = "regress_x_to_y"
+    request = regression_request()
     add_example(request, 2.0, 5.0)
     reply = server.prediction.Regress(request)
     assert [entry.value for entry in reply.result.regressions] == [3.0, 4.5]
 
 
 def test_examples_share_their_context(server):
-    request = regression_pb2.RegressionRequest()
-    request.model_spec.name = "tf1"
-    request.model_spec.signature_name = "regress_x_to_y"
+    request = regression_request()
     shared = request.input.example_list_with_context
     shared.context.features.feature["x"].float_list.value.append(8.0)
     shared.examples.add()
@@ -52,9 +55,7 @@ def test_examples_share_their_context(server):
 
 
 def test_classify_and_regress_refusals(server):
-    request = regression_pb2.RegressionRequest()
-    request.model_spec.name = "tf1"
-    request.model_spec.signature_name = "regress_x_to_y"
+    request = regression_request()
     assert refusal(server.prediction.Regress, request) == (
         Code.INVALID_ARGUMENT,
         "Input is empty.",

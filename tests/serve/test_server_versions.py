@@ -230,6 +230,7 @@ def test_a_model_that_cannot_be_looked_at_leaves_the_others_alone(line, tmp_path
         put(line, tmp_path / name, 1)
     a, b = (config_of(tmp_path / name, name) for name in ("a", "b"))
     with managed(merged(a, b)) as manager:
+        # Injected: no configuration is known that is accepted and then raises.
         monkeypatch.setattr(versions, "aspired", failing)
         put(line, tmp_path / "b", 2)
         becomes(manager, {1: "END", 2: "AVAILABLE"}, "b")
