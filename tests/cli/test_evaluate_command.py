@@ -235,6 +235,7 @@ def test_attacks_by_name_count_in_the_ball_alone(network, tmp_path):
     outside = samples["n_fgsm/linf_distance"] > 0.1
     assert outside.all()
     assert not samples["n_fgsm/success"][outside & samples["natural/correct"]].any()
+    assert samples["n_fgsm/success"][~samples["natural/correct"]].all()
     found = report(out)
     assert "n_fgsm may end as far as 0.3 from the image" in found["notes"][0]
     restarts = [found["attacks"][name]["config"]["restarts"] for name in ("mim", "rs_fgsm")]
