@@ -24,7 +24,13 @@ from der_tf.files import write_text
 from der_tf.training import workers
 from der_tf.training.faults import Interrupted, RunError, Signals, writing
 from der_tf.training.recipes import Configuration, arguments
-from der_tf.training.run_directory import RunDirectory, configure, default_path, versions
+from der_tf.training.run_directory import (
+    RunDirectory,
+    configure,
+    default_path,
+    processor,
+    versions,
+)
 
 if TYPE_CHECKING:
     from der_tf.data import ImageData
@@ -162,12 +168,15 @@ def trained(
 
 
 def _note_other_versions(record: dict[str, Any]) -> None:
-    now = versions()
-    for package, then in record.get("versions", {}).items():
-        if now.get(package) != then:
+    now = {**versions(), "processor": processor()}
+    before = record.get("versions", {})
+    if "processor" in record:  # runs of before do not tell it
+        before = {**before, "processor": record["processor"]}
+    for name, then in before.items():
+        if now.get(name) != then:
             say(
-                f"Note: the run began with {package} {then}, now {now.get(package)}: it may end "
-                "with other last digits"
+                f"Note: the run began with {name} {then}, now {now.get(name)}: it may end with "
+                "other last digits"
             )
 
 

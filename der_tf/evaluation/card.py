@@ -20,7 +20,7 @@ from der_tf.evaluation.report import (
     table,
     to_markdown,
 )
-from der_tf.training.run_directory import git_commit, versions
+from der_tf.training.run_directory import git_commit, processor, versions
 
 
 def provenance() -> dict[str, Any]:
@@ -35,21 +35,11 @@ def provenance() -> dict[str, Any]:
         "git_commit": git_commit(),
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
-            "processor": _processor(),
+            "processor": processor(),
             "processors": len(os.sched_getaffinity(0)),
             "gpus": gpus,
         },
     }
-
-
-def _processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def title(report: dict[str, Any]) -> str:

@@ -66,9 +66,12 @@ class Run:
         return result if result["measured"] == scale.measured else None
 
     def described(self, scale: Scale) -> dict[str, Any]:
-        """What a result begins with."""
+        """What the result of a trained run begins with."""
+        record = self.directory.record()
+        assert record is not None
         return {
             "seed": self.seed,
+            "machine": record.get("processor"),
             "configuration": {
                 name: value
                 for name, value in dataclasses.asdict(self.config).items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,15 @@ def _speed(run: Result) -> float:
     return max(epoch["images_per_second"] for epoch in run["epochs"])
 
 
+def _speeds(runs: Iterable[Result]) -> dict[str | None, float]:
+    """The highest by machine; None stands for that of results from before they told theirs."""
+    speeds: dict[str | None, float] = {}
+    for run in runs:
+        machine = run.get("machine")
+        speeds[machine] = max(_speed(run), speeds.get(machine, 0.0))
+    return speeds
+
+
 def mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
     """Mean, sample standard deviation (None for a single value) and number of values."""
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
@@ -51,17 +60,17 @@ def summarize(runs: Sequence[Result], plain: Sequence[Result] = ()) -> dict[str,
 
     Returns:
         Each of :data:`MEASURES` as :func:`mean_and_deviation` over the runs that did not diverge
-        (None without any), and ``relative_time``, ``runs``, ``diverged``, ``collapsed``.
+        (None without any), and ``relative_time``, ``runs``, ``diverged``, ``collapsed``. Times are
+        compared between runs of one machine.
     """
     finished = [run for run in runs if not run.get("diverged")]
     summary: dict[str, Any] = {}
     for name, measure in MEASURES.items():
         values = [value for run in finished if (value := measure(run)) is not None]
         summary[name] = mean_and_deviation(values) if values else None
-    speeds = [_speed(run) for run in plain if not run.get("diverged")]
-    summary["relative_time"] = None
-    if speeds and finished:
-        summary["relative_time"] = max(speeds) / max(_speed(run) for run in finished)
+    here, there = _speeds(finished), _speeds(run for run in plain if not run.get("diverged"))
+    ratios = [there[machine] / here[machine] for machine in here if machine in there]
+    summary["relative_time"] = float(np.mean(ratios)) if ratios else None
     summary["runs"] = len(runs)
     summary["diverged"] = len(runs) - len(finished)
     summary["collapsed"] = sum(_pgd(run, "last") < COLLAPSED for run in finished)

@@ -97,6 +97,19 @@ def test_a_finished_run_is_not_trained_again_but_completed(finished, tmp_path, c
     }
 
 
+def test_a_run_that_goes_on_elsewhere_says_what_differs(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+    (run / "last.keras").unlink()
+    record = json.loads((run / "config.json").read_text())
+    record["processor"] = "Processor of before"
+    (run / "config.json").write_text(json.dumps(record))
+    assert main(["train", "--run-dir", str(run), "--no-export"]) == 0
+    (note,) = (line for line in capsys.readouterr().out.splitlines() if "Note" in line)
+    assert note.startswith("Note: the run began with processor Processor of before, now ")
+    assert (run / "last.keras").exists()
+
+
 def test_a_run_of_another_configuration_is_left_alone(finished, capsys):
     run = finished / "run"
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
