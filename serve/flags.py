@@ -160,6 +160,8 @@ def _check_values(parser: argparse.ArgumentParser, parsed: dict[str, Any]) -> No
             parser.error(f"argument --{entry.name}: received {value}, want {low} to {high}")
         if isinstance(value, str) and not _encodes(value, "utf-8"):
             parser.error(f"argument --{entry.name}: received {value!r}, want UTF-8")
+    if not parsed["model_name"]:
+        parser.error("argument --model_name: received '', want a name")
     host = parsed["host"]
     if not host or not _encodes(host, "idna"):
         parser.error(f"argument --host: received {host!r}, want a host name or address")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -196,7 +195,7 @@ def read_run(path: Path, name: str | None = None) -> Run:
             for file in sorted(directory.energies.glob("epoch-*.npz"))
             if (found := re.fullmatch(r"epoch-(\d+)\.npz", file.name))
         },
-        tested=_tested(directory.evaluation),
+        tested=_tested(directory),
     )
 
 
@@ -257,16 +256,17 @@ def _check_columns(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence
         raise ValueError(f"{path} cannot be read: it has no column {', '.join(missing)}")
 
 
-def _tested(path: Path) -> Tested | None:
+def _tested(directory: RunDirectory) -> Tested | None:
+    report = directory.tested()
+    if report is None:
+        return None
+    path = directory.evaluation
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
         accuracies = {}
         for name, result in {"clean": report["natural"], **report["attacks"]}.items():
             low, high = result["interval"]
             accuracies[name] = (float(result["accuracy"]), float(low), float(high))
         return Tested(images=int(report["images"]), accuracies=accuracies)
-    except FileNotFoundError:
-        return None
     except KeyError as error:
         raise ValueError(f"{path} cannot be read: it has no {error}") from None
     except (ValueError, TypeError) as error:

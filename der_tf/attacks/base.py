@@ -47,8 +47,9 @@ class Attack(Configurable):
         training: the mode Keras models run in during the attack. False (default): inference, batch
             norm uses its moving statistics. True: batch statistics, as the reference codes of
             fast and PGD adversarial training do. Moving statistics never change either way.
-        seed: makes the random parts repeatable: equal seeds and inputs give equal results.
-            Default None: fresh draws at every call, under ``tf.random.set_seed``.
+        seed: makes the random parts repeatable: equal seeds and inputs give equal results. An
+            integer from -2^31 to 2^31 - 1. Default None: fresh draws at every call, under
+            ``tf.random.set_seed``.
 
     Raises:
         ValueError: for a value out of its range.
@@ -64,6 +65,11 @@ class Attack(Configurable):
         super().__post_init__()
         self._check_epsilon()
         self._require("norm", "'linf' or 'l2'", lambda v: v in geometry.NORMS)
+        self._require(
+            "seed",
+            "None or an integer from -2^31 to 2^31 - 1",
+            lambda v: v is None or (int(v) == v and -(2**31) <= v < 2**31),
+        )
 
     def _check_epsilon(self) -> None:
         self._require("epsilon", "a finite number >= 0", lambda v: np.isfinite(v) and v >= 0)

@@ -9,6 +9,7 @@ no stateless randomness; their parts are used instead, and the tests compare wit
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import keras
 import tensorflow as tf
@@ -144,7 +145,11 @@ class RSFGSM(GradientAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("step_size", "None or a number >= 0", lambda v: v is None or v >= 0)
+        self._require(
+            "step_size",
+            "None or a finite number >= 0",
+            lambda v: v is None or (math.isfinite(v) and v >= 0),
+        )
 
     @property
     def _step_size(self) -> float:
@@ -202,7 +207,11 @@ class PGD(GradientAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("steps", "an integer >= 0", lambda v: int(v) == v and v >= 0)
-        self._require("step_size", "None or a number >= 0", lambda v: v is None or v >= 0)
+        self._require(
+            "step_size",
+            "None or a finite number >= 0",
+            lambda v: v is None or (math.isfinite(v) and v >= 0),
+        )
 
     @property
     def starts_at_random(self) -> bool:

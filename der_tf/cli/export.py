@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -121,8 +120,7 @@ def _card(classifier: Any) -> dict[str, Any]:
     card = {}
     if classifier.trained:
         card["training"] = classifier.trained.for_card()
-    if classifier.run and classifier.run.evaluation.exists():
-        with preparing():
-            report = json.loads(classifier.run.evaluation.read_text(encoding="utf-8"))
+    report = classifier.run.tested() if classifier.run else None
+    if report is not None:
         card["evaluation"] = {name: report[name] for name in ("images", "natural", "attacks")}
     return card

@@ -214,11 +214,12 @@ def _announce(training: Training, directory: RunDirectory) -> None:
 
 def _measured(config: Configuration, directory: RunDirectory, dataset: ImageData) -> dict[str, Any]:
     """The content of evaluation.json, made if it is not there."""
-    if directory.evaluation.exists():
-        try:
-            return json.loads(directory.evaluation.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RunError(f"{directory.evaluation} cannot be read: {error}") from error
+    try:
+        before = directory.tested()
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    if before is not None:
+        return before
     import keras
 
     from der_tf import attacks

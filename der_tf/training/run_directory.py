@@ -118,6 +118,24 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.config} cannot be read: {error}") from None
 
+    def tested(self) -> dict[str, Any] | None:
+        """The content of evaluation.json; None when there is none.
+
+        Raises:
+            ValueError: when it cannot be read, or has not what every run's has.
+        """
+        try:
+            report = json.loads(self.evaluation.read_text(encoding="utf-8"))
+            for name in ("images", "natural", "attacks"):
+                report[name]
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except KeyError as error:
+            raise ValueError(f"{self.evaluation} cannot be read: it has no {error}") from None
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{self.evaluation} cannot be read: {error}") from None
+        return report
+
     def write_record(
         self,
         configuration: Configuration | DenoiserConfiguration,

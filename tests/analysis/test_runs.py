@@ -92,7 +92,13 @@ def test_what_is_no_run_is_refused(tmp_path):
         ("energies.csv", "epoch,step\n1,10\n", "no column split"),
         ("evaluation.json", '{"images": 3, "natural": {}}', "no 'attacks'"),
         ("evaluation.json", "[]", "list indices"),
-        ("evaluation.json", '{"natural": {"interval": [0]}, "attacks": {}}', "not enough values"),
+        (
+            "evaluation.json",
+            '{"images": 3, "natural": {"interval": [0]}, "attacks": {}}',
+            "not enough values",
+        ),
+        ("evaluation.json", '{"images": 3, "natural": [], "attacks": {}}', "list indices"),
+        ("evaluation.json", '{"images": 3, "natural": {}, "attacks": []}', "not a mapping"),
     ],
 )
 def test_a_damaged_file_is_named(file, content, words, tmp_path):

@@ -110,6 +110,19 @@ def test_a_run_that_goes_on_elsewhere_says_what_differs(finished, tmp_path, caps
     assert (run / "last.keras").exists()
 
 
+@pytest.mark.parametrize("command", ["train", "export"])
+def test_a_damaged_evaluation_is_named(command, finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+    (run / "evaluation.json").write_text('{"images": 3, "natural": {}}')
+    named = ["--run-dir", str(run)] if command == "train" else [str(run)]
+    assert main([command, *named, "--export-dir", str(tmp_path / "models")]) != 0
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{run}/evaluation.json cannot be read: it has no 'attacks'" in error
+    assert not (tmp_path / "models").exists()
+
+
 def test_a_run_of_another_configuration_is_left_alone(finished, capsys):
     run = finished / "run"
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

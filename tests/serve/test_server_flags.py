@@ -59,6 +59,7 @@ def test_defaults_are_those_of_the_binary():
         ("--tensorflow_intra_op_parallelism=2147483648", "received 2147483648, want 0 to"),
         ("--file_system_poll_wait_seconds=-1", "received -1, want 0 to 2147483647"),
         ("--per_process_gpu_memory_fraction=nan", "received nan, want 0 to 1"),
+        ("--model_name=", "argument --model_name: received '', want a name"),
         ("--host=", "argument --host: received '', want a host name or address"),
         ("--host=a..b", "argument --host: received 'a..b', want a host name or address"),
         ("--model_base_path=/\udcff", "received '/\\udcff', want UTF-8"),
