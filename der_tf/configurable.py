@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -51,6 +52,14 @@ class Configurable:
             fine = False
         if not fine:
             raise ValueError(f"{type(self).__name__}: {field} is {accepted}; received {value!r}")
+
+    def _require_count(self, *fields: str, least: int = 1) -> None:
+        for field in fields:
+            self._require(field, f"an integer >= {least}", lambda v: int(v) == v and v >= least)
+
+    def _require_not_negative(self, *fields: str) -> None:
+        for field in fields:
+            self._require(field, "a finite number >= 0", lambda v: 0 <= v < math.inf)
 
 
 def _as_annotated(value: Any, annotation: Any) -> Any:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from cleverhans.tf2.utils import clip_eta
 
@@ -52,9 +51,8 @@ class EnergyDescent(Configurable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("step_size", "radius"):
-            self._require(field, "a finite number >= 0", lambda v: np.isfinite(v) and v >= 0)
-        self._require("steps", "an integer >= 1", lambda v: int(v) == v and v >= 1)
+        self._require_not_negative("step_size", "radius")
+        self._require_count("steps")
 
     def transform(self, model: Model, x: Any) -> tf.Tensor:
         """The images after the descent; differentiable, also by ``x``.

@@ -42,8 +42,7 @@ class Objective(Configurable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is in [0, 1); received {self.label_smoothing!r}")
+        self._require("label_smoothing", "a number in [0, 1)", lambda v: 0 <= v < 1)
 
     @property
     def needs_natural(self) -> bool:
@@ -86,9 +85,16 @@ class TRADES(Objective):
 
     Args:
         beta: weight of the divergence. Default 6.
+
+    Raises:
+        ValueError: for a beta that is negative or not finite.
     """
 
     beta: float = 6.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_not_negative("beta")
 
     def __call__(self, labels, natural_logits, adversarial_logits):
         natural = cross_entropy(labels, natural_logits, self.label_smoothing)
@@ -104,9 +110,16 @@ class MART(Objective):
 
     Args:
         beta: weight of the divergence. Default 5.
+
+    Raises:
+        ValueError: for a beta that is negative or not finite.
     """
 
     beta: float = 5.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_not_negative("beta")
 
     def __call__(self, labels, natural_logits, adversarial_logits):
         adversarial = tf.nn.softmax(energy.at_least_float32(adversarial_logits))

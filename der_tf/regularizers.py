@@ -6,13 +6,16 @@ A regularizer reads what it needs from the :class:`~der_tf.training.batch.Traini
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
 
 from der_tf import energy
 from der_tf.configurable import Configurable
-from der_tf.training.batch import TrainingBatch
+
+if TYPE_CHECKING:
+    from der_tf.training.batch import TrainingBatch
 
 register = keras.saving.register_keras_serializable("der_tf.regularizers")
 
@@ -48,14 +51,6 @@ class Regularizer(Configurable):
     def __call__(self, batch: TrainingBatch) -> tf.Tensor:
         """``[B]`` float32 penalties, added to the outer loss of each sample."""
         raise NotImplementedError(f"{type(self).__name__} does not define its penalty")
-
-    def _require_not_negative(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and 0 <= value < float("inf")):
-                raise ValueError(
-                    f"{type(self).__name__}: {name} is a number >= 0; received {value!r}"
-                )
 
 
 def _warmed_up(penalties: tf.Tensor, batch: TrainingBatch, warmup_steps: int) -> tf.Tensor:

@@ -10,6 +10,7 @@ from tensorflow_serving.apis import classification_pb2, input_pb2, regression_pb
 
 from serve import tensors
 from serve.errors import invalid_argument
+from serve.json_values import shape_text
 
 
 def serialized_examples(examples: input_pb2.Input) -> np.ndarray:
@@ -45,7 +46,7 @@ def classification(
         values = outputs[signature.outputs[alias].name]
         if values.ndim != 2:
             raise invalid_argument(
-                "Expected Tensor shape: [batch_size num_classes] but got " + _shape(values)
+                "Expected Tensor shape: [batch_size num_classes] but got " + shape_text(values)
             )
         if tensors.dtype_enum_name(values) != dtype:
             raise invalid_argument(
@@ -80,7 +81,7 @@ def regression(
     if not (values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)):
         raise invalid_argument(
             "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
-            + _shape(values)
+            + shape_text(values)
         )
     if len(values) != count:
         raise invalid_argument(
@@ -94,7 +95,3 @@ def regression(
     for value in values.ravel().tolist():
         result.regressions.add(value=value)
     return result
-
-
-def _shape(values: np.ndarray) -> str:
-    return "[" + ",".join(map(str, values.shape)) + "]"

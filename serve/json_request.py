@@ -147,10 +147,10 @@ class JsonRequest:
                 self._refuse_keys(index, element, infos)
         if not named:
             alias = next(iter(infos))
-            return {alias: self._rows(instances, alias, infos[alias].dtype, "")}
+            return {alias: self._rows(instances, infos[alias].dtype, "")}
         return {
             alias: self._rows(
-                [element[alias] for element in instances], alias, info.dtype, f" key: {alias}"
+                [element[alias] for element in instances], info.dtype, f" key: {alias}"
             )
             for alias, info in infos.items()
         }
@@ -165,7 +165,7 @@ class JsonRequest:
             f"{quoted(element)} keys must be equal to: {','.join(sorted(infos))}"
         )
 
-    def _rows(self, values: list, alias: str, dtype: int, key: str) -> np.ndarray:
+    def _rows(self, values: list, dtype: int, key: str) -> np.ndarray:
         fast = self._fast(values, dtype)
         if fast is not None:
             return fast

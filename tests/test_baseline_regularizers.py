@@ -289,8 +289,8 @@ def test_mixed_precision_and_saving(regularizer, tmp_path):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: GradAlign(-1.0), "GradAlign: weight is a number >= 0; received -1"),
-        (lambda: AbnormalExamples(loss=-2.0), "AbnormalExamples: loss is a number >= 0"),
+        (lambda: GradAlign(-1.0), "GradAlign: weight is a finite number >= 0; received -1"),
+        (lambda: AbnormalExamples(loss=-2.0), "AbnormalExamples: loss is a finite number >= 0"),
     ],
 )
 def test_bad_configuration_says_what_is_accepted(build, message):

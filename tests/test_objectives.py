@@ -87,5 +87,5 @@ def test_configuration_survives_serialization(name):
 def test_bad_names_and_values_say_what_is_accepted():
     with pytest.raises(ValueError, match="madry, mart, trades, weat; received 'madri'"):
         objectives.get("madri")
-    with pytest.raises(ValueError, match=r"label_smoothing is in \[0, 1\); received 1"):
+    with pytest.raises(ValueError, match=r"label_smoothing is a number in \[0, 1\); received 1"):
         objectives.get("madry", label_smoothing=1)

@@ -22,7 +22,6 @@ from der_tf.attacks.stepped import (
     State,
     SteppedAttack,
     errs,
-    norms,
     num_classes,
     per_sample,
     query,
@@ -79,9 +78,7 @@ class APGD(SteppedAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("loss", f"one of {', '.join(self._LOSSES)}", lambda v: v in self._LOSSES)
-        self._require_count("steps")
-        self._require_count("restarts")
-        self._require_count("eot")
+        self._require_count("steps", "restarts", "eot")
         self._require("rho", "a number in [0, 1]", lambda v: 0 <= v <= 1)
 
     def begin(self, model: Model, x: tf.Tensor, y: tf.Tensor, key: tf.Tensor) -> State:
@@ -142,12 +139,7 @@ class APGD(SteppedAttack):
 
     def _start(self, x: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         """Random points on the sphere of radius epsilon, as in the authors' code."""
-        if self.norm == "linf":
-            noise = 2.0 * streams.uniform(key, tuple(x.shape[1:])) - 1.0
-        else:
-            noise = streams.normal(key, tuple(x.shape[1:]))
-        noise *= per_sample(tf.math.divide_no_nan(self.epsilon, norms(noise, self.norm)), x)
-        return tf.clip_by_value(x + noise, 0.0, 1.0)
+        return self._on_sphere(x, key, self.epsilon)
 
     def _move(self, state: State, step: tf.Tensor) -> tf.Tensor:
         """The next point: a projected step, mixed with the last move (equation 2)."""

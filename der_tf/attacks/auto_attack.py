@@ -100,9 +100,8 @@ class AutoAttack(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("version", f"one of {', '.join(VERSIONS)}", lambda v: v in VERSIONS)
-        for field in ("steps", "targets", "queries", "eot", "batch_size"):
-            self._require(field, "an integer >= 1", lambda v: int(v) == v and v >= 1)
-        self._require("targeted", "False, as it tries its own targets", lambda v: v is False)
+        self._require_count("steps", "targets", "queries", "eot", "batch_size")
+        self._refuse_targeted()
         self._require("training", "False: samples change their batch", lambda v: v is False)
 
     def attacks(self, num_classes: int) -> dict[str, SteppedAttack]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from der_tf.attacks.checks import same_logits
+from der_tf.files import write_text
 
 WAITING, SURVIVED, BROKEN = 0, 1, 2
 _SAVE_EVERY = 5.0  # seconds between two writes of run.json, which holds the time spent
@@ -90,11 +92,8 @@ class AutoAttackState:
                     f"{self._path} holds the state of another run, of which {part} was "
                     f"{held.get(part)}; received {value}: name another folder"
                 )
-        # A randomised model never gives the same logits; others do up to the device's rounding.
-        if config["version"] != "rand" and (
-            before.shape != logits.shape
-            or np.mean(np.abs(before - logits)) > 0.01 * (1e-6 + np.std(before))
-        ):
+        # A randomised model never gives the same logits.
+        if config["version"] != "rand" and not same_logits(before, logits):
             raise ValueError(
                 f"{self._path} holds the state of another model: its logits on these images "
                 "differ from those received; name another folder"
@@ -129,7 +128,5 @@ class AutoAttackState:
         if self._path is None:
             return
         about = {**self._about, "seed": self.seed, "seconds": self.seconds}
-        new = self._path / "run.json.new"
-        new.write_text(json.dumps(about, indent=2))
-        os.replace(new, self._path / "run.json")
+        write_text(self._path / "run.json", json.dumps(about, indent=2))
         self._saved = time.monotonic()

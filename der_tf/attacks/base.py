@@ -72,7 +72,10 @@ class Attack(Configurable):
         )
 
     def _check_epsilon(self) -> None:
-        self._require("epsilon", "a finite number >= 0", lambda v: np.isfinite(v) and v >= 0)
+        self._require_not_negative("epsilon")
+
+    def _refuse_targeted(self) -> None:
+        self._require("targeted", "False, as it tries its own targets", lambda v: v is False)
 
     @property
     def radius(self) -> float:

@@ -68,9 +68,8 @@ class CW(DistanceAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("norm", "'l2' (cw_linf is the attack of the l-inf ball)", lambda v: v == "l2")
-        self._require("confidence", "a number >= 0", lambda v: v >= 0)
-        self._require_count("search_steps")
-        self._require_count("steps")
+        self._require_not_negative("confidence")
+        self._require_count("search_steps", "steps")
         self._require("learning_rate", "a number > 0", lambda v: v > 0)
         self._require("initial_constant", "a number > 0", lambda v: v > 0)
 

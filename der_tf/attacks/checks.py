@@ -1,4 +1,4 @@
-"""What makes an attack's answer worthless: bad logits, masked gradients, randomness."""
+"""What makes an attack's answer worthless: bad pixels and logits, masked gradients, randomness."""
 
 from __future__ import annotations
 
@@ -57,6 +57,23 @@ def check_logits(logits: Any, y: Any) -> None:
         warn(
             "the model seems to return probabilities (every row is >= 0 and sums to 1); attacks "
             "take logits, and look weaker on probabilities: leave the softmax out"
+        )
+
+
+def same_logits(before: np.ndarray, now: np.ndarray) -> bool:
+    """Whether two passes over the same images are one model's, up to a device's rounding."""
+    if before.shape != now.shape:
+        return False
+    return bool(np.mean(np.abs(before - now)) <= 0.01 * (1e-6 + np.std(before)))
+
+
+def check_pixels(images: np.ndarray) -> None:
+    """ValueError unless all pixels are finite and in [0, 1]."""
+    if not (images.min() >= 0 and images.max() <= 1):  # false for NaN too
+        raise ValueError(
+            "images are finite and in [0, 1]; received values from "
+            f"{np.nanmin(images):g} to {np.nanmax(images):g}"
+            + (" and NaN" if np.isnan(images).any() else "")
         )
 
 

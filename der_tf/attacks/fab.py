@@ -92,9 +92,7 @@ class FABT(DistanceAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_count("steps")
-        self._require_count("restarts")
-        self._require_count("targets")
+        self._require_count("steps", "restarts", "targets")
         self._require("alpha_max", "a number in [0, 1]", lambda v: 0 <= v <= 1)
         self._require("eta", "a number >= 1", lambda v: v >= 1)
         self._require("beta", "a number in (0, 1]", lambda v: 0 < v <= 1)
@@ -154,13 +152,9 @@ class FABT(DistanceAttack):
         x = state["x"]
         start = x
         if self.restarts > 1:
-            shape, key = tuple(x.shape[1:]), streams.fold_in(state["key"], run)
-            linf = self.norm == "linf"
-            noise = 2.0 * streams.uniform(key, shape) - 1.0 if linf else streams.normal(key, shape)
             # Half of the radius, or of the distance found; half of the box where neither is known.
             radius = tf.minimum(state["distance"], self.epsilon)
             radius = 0.5 * tf.where(tf.math.is_finite(radius), radius, 1.0)
-            noise *= per_sample(tf.math.divide_no_nan(radius, norms(noise, self.norm)), x)
-            at_random = run % self.restarts > 0
-            start = select(at_random, tf.clip_by_value(x + noise, 0.0, 1.0), x)
+            somewhere = self._on_sphere(x, streams.fold_in(state["key"], run), radius)
+            start = select(run % self.restarts > 0, somewhere, x)
         return select(first, start, state["moved"])

@@ -9,7 +9,6 @@ no stateless randomness; their parts are used instead, and the tests compare wit
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import keras
 import tensorflow as tf
@@ -38,7 +37,7 @@ class GradientAttack(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("loss", f"one of {', '.join(LOSSES)}", lambda v: v in LOSSES)
-        self._require("restarts", "an integer >= 1", lambda v: int(v) == v and v >= 1)
+        self._require_count("restarts")
         if self.loss == "kl" and self.targeted:
             raise ValueError(
                 f"{type(self).__name__}: the kl loss knows no target; received targeted=True"
@@ -145,11 +144,8 @@ class RSFGSM(GradientAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(
-            "step_size",
-            "None or a finite number >= 0",
-            lambda v: v is None or (math.isfinite(v) and v >= 0),
-        )
+        if self.step_size is not None:
+            self._require_not_negative("step_size")
 
     @property
     def _step_size(self) -> float:
@@ -175,7 +171,7 @@ class NFGSM(RSFGSM):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("noise_scale", "a number >= 0", lambda v: v >= 0)
+        self._require_not_negative("noise_scale")
 
     @property
     def _step_size(self) -> float:
@@ -206,12 +202,9 @@ class PGD(GradientAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("steps", "an integer >= 0", lambda v: int(v) == v and v >= 0)
-        self._require(
-            "step_size",
-            "None or a finite number >= 0",
-            lambda v: v is None or (math.isfinite(v) and v >= 0),
-        )
+        self._require_count("steps", least=0)
+        if self.step_size is not None:
+            self._require_not_negative("step_size")
 
     @property
     def starts_at_random(self) -> bool:
@@ -258,7 +251,7 @@ class MIM(PGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("decay", "a number >= 0", lambda v: v >= 0)
+        self._require_not_negative("decay")
 
     def _climb(self, model: Model, x: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         def advance(moved, accumulated):

@@ -161,14 +161,18 @@ class SteppedAttack(Attack):
         key = streams.keys(seed, tf.range(tf.shape(x)[0]))
         return self.proceed(model, self.begin(model, x, y, key))["found"]
 
+    def _on_sphere(self, x: tf.Tensor, key: tf.Tensor, radius: tf.Tensor | float) -> tf.Tensor:
+        """Random points at this distance (a number or ``[B]``) from x, then clipped to [0, 1]."""
+        shape = tuple(x.shape[1:])
+        if self.norm == "linf":
+            noise = 2.0 * streams.uniform(key, shape) - 1.0
+        else:
+            noise = streams.normal(key, shape)
+        noise *= per_sample(tf.math.divide_no_nan(radius, norms(noise, self.norm)), x)
+        return tf.clip_by_value(x + noise, 0.0, 1.0)
+
     def _clock(self, y: tf.Tensor, end: int) -> State:
         return {"time": tf.zeros_like(y), "end": tf.fill(tf.shape(y), end)}
-
-    def _require_count(self, field: str, least: int = 1) -> None:
-        self._require(field, f"an integer >= {least}", lambda v: int(v) == v and v >= least)
-
-    def _refuse_targeted(self) -> None:
-        self._require("targeted", "False, as it tries its own targets", lambda v: v is False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

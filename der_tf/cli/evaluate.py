@@ -347,10 +347,7 @@ def _default_place(classifier: Classifier, names: list[str], num_examples: int |
         if classifier.path != classifier.run.best:
             what = f"{classifier.path.stem}-{what}"
         return classifier.run.path / "evaluations" / what
-    path = classifier.path.resolve()
-    # saved_models/NAME/3 -> NAME-3, x.keras -> x
-    title = f"{path.parent.name}-{path.name}" if path.name.isdigit() else path.stem
-    return Path("runs") / "evaluations" / f"{title}-{what}"
+    return Path("runs") / "evaluations" / f"{classifier.title}-{what}"
 
 
 def _refuse_another(

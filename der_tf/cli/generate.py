@@ -243,6 +243,4 @@ def _score(
 def _default_place(classifier: Classifier) -> Path:
     if classifier.run:
         return classifier.run.path / "samples"
-    path = classifier.path.resolve()
-    title = f"{path.parent.name}-{path.name}" if path.name.isdigit() else path.stem
-    return Path("runs") / "samples" / title
+    return Path("runs") / "samples" / classifier.title

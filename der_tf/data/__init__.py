@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from der_tf.data.datasets import ImageData as ImageData
     from der_tf.data.datasets import load as load
-    from der_tf.data.datasets import names as names
 
-__all__ = ["ImageData", "load", "names"]
+__all__ = ["ImageData", "load"]
 
 
 def __getattr__(name: str) -> Any:

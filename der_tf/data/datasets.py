@@ -100,11 +100,6 @@ def _first(batches: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
     return next(batches.take(1).as_numpy_iterator())
 
 
-def names() -> tuple[str, ...]:
-    """The built-in names of :func:`load`; any TFDS image-classification name is taken too."""
-    return tfds_source.NAMES
-
-
 def load(
     name: str,
     data_dir: str | os.PathLike | None = None,

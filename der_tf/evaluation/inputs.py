@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from der_tf.attacks.checks import check_pixels
+
 Batch = tuple[np.ndarray, np.ndarray]
 
 
@@ -85,9 +87,4 @@ def _check(images: np.ndarray, labels: np.ndarray) -> None:
             f"received images of shape {images.shape} and {labels.dtype} labels of shape "
             f"{labels.shape}"
         )
-    if not (images.min() >= 0 and images.max() <= 1):  # false for NaN too
-        raise ValueError(
-            "images are finite and in [0, 1]; received values from "
-            f"{np.nanmin(images):g} to {np.nanmax(images):g}"
-            + (" and NaN" if np.isnan(images).any() else "")
-        )
+    check_pixels(images)

@@ -39,6 +39,12 @@ class Classifier:
     trained: Configuration | None = None
     run: RunDirectory | None = None
 
+    @property
+    def title(self) -> str:
+        """A name for results: saved_models/NAME/3 -> NAME-3, x.keras -> x."""
+        path = self.path.resolve()
+        return f"{path.parent.name}-{path.name}" if path.name.isdigit() else path.stem
+
     def check_images(self, dataset: str, shape: tuple[int, ...]) -> None:
         """Raises ValueError where the model takes no images (H, W, C) of this data set."""
         sizes = zip(self.image_shape, shape, strict=True)

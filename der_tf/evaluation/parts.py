@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from der_tf.attacks.checks import same_logits
 from der_tf.files import locked, partial, read_arrays, replacing, write_text
 from der_tf.training.faults import writing
 
@@ -69,11 +70,7 @@ class Parts:
             return
         if str(held["digest"]) != digest:
             raise self._other(f"other images in batch {batch}", "these")
-        before = held["logits"]
-        # Equal up to a device's rounding; the measure of AutoAttack's own state.
-        if before.shape != logits.shape or np.mean(np.abs(before - logits)) > 0.01 * (
-            1e-6 + np.std(before)
-        ):
+        if not same_logits(held["logits"], logits):
             raise self._other("a model with other logits on these images", "this one")
 
     def load(self, attack: str, batch: int) -> Arrays | None:

@@ -55,8 +55,8 @@ class AttackResult:
 
     Attributes:
         attack: what was run.
-        success: bool, the attacked image x* is classified wrongly (whether or not x was), and
-            lies in the ball of the evaluation where that has one.
+        success: bool, the attacked image x* is classified wrongly (whether or not x was). Where
+            it lies outside of the ball of the evaluation, if that has one: x is.
         marginal_energy: E(x*).
         joint_energy: E(x*, y).
         delta_marginal_energy: dE(x) = E(x) - E(x*).

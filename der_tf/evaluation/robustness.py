@@ -60,8 +60,8 @@ def evaluate(
             attacks or any callables ``attack(model, x, y) -> x*``.
         epsilon: radius for attacks given by name, in pixels of [0, 1]. Default 8/255.
         norm: ``"linf"`` (default) or ``"l2"``, for attacks given by name.
-        ball: (norm, radius) that x* must lie in to count as a success, for attacks that look
-            further. Default None: a success counts wherever the attack ends.
+        ball: (norm, radius) that x* must lie in to count, for attacks that look further; outside
+            of it the image counts as it is. Default None: x* counts wherever the attack ends.
         source: the model that the attacks are made against, when that is not the one they are
             measured on. Default None: it is. AutoAttack's log is of its source.
         batch_size: images at a time; with a data set, its own counts. Default 128.

@@ -85,7 +85,7 @@ def notes(name: str | None, chosen: Mapping[str, Attack], radius: float) -> list
     """What a suite has left out and which attacks may leave the ball, for a report."""
     found = [
         f"{key} may end as far as {attack.radius:.4g} from the image; outside of the ball of "
-        f"radius {radius:.4g} it has no success."
+        f"radius {radius:.4g} the image counts as it is."
         for key, attack in chosen.items()
         if radius < attack.radius < math.inf
     ]

@@ -51,7 +51,12 @@ class Collection:
             whole = text[: text.rfind("\n") + 1]
             for row in csv.DictReader(io.StringIO(whole)):
                 self._read(row)
-        if self._rows and config.exists():
+        if self._rows:
+            if not config.exists():
+                raise ValueError(
+                    f"{self.path} holds samples, and no {config.name} that says how they were "
+                    "made: choose another folder"
+                )
             old = json.loads(config.read_text(encoding="utf-8"))
             new = json.loads(json.dumps(settings))
             for name in sorted(old.keys() | new.keys()):

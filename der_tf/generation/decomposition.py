@@ -8,6 +8,8 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
+from der_tf.attacks.checks import check_pixels
+
 BLOCK = 64  # neighbourhoods that are decomposed at a time
 
 
@@ -29,11 +31,7 @@ def checked_images(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
             "images are [N, H, W, C] and labels integers [N] from 0, at least one; received images "
             f"of shape {images.shape} and {labels.dtype} labels of shape {labels.shape}"
         )
-    if not (images.min() >= 0 and images.max() <= 1):  # false for NaN too
-        raise ValueError(
-            "images are finite and in [0, 1]; received values from "
-            f"{np.nanmin(images):g} to {np.nanmax(images):g}"
-        )
+    check_pixels(images)
     return images.astype(np.float32, copy=False), labels
 
 

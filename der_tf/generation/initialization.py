@@ -9,7 +9,7 @@ the principal components of that neighbourhood. One PCA a class is the start of 
 from __future__ import annotations
 
 import os
-import zipfile
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from der_tf.attacks import streams
 from der_tf.attacks.base import clean_logits
-from der_tf.files import replacing
+from der_tf.files import read_arrays, replacing
 from der_tf.generation import seeds as sample_seeds
 from der_tf.generation.decomposition import (
     as_float,
@@ -335,13 +335,12 @@ class LocalClasswisePCA:
             OSError: when it cannot be read.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                stored = dict(file)
+            stored = read_arrays(Path(path))
             neighbors, variance, sigma = stored["numbers"].tolist()
             loaded = cls(int(neighbors), variance, sigma, str(stored["mode"]))
             loaded.image_shape = tuple(stored["image_shape"].tolist())
             loaded._offsets = stored["offsets"]
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} holds no fitted LocalClasswisePCA: {error}") from error
         loaded.num_classes = len(loaded._offsets) - 1
         loaded.reference_energies = stored.get("reference_energies")

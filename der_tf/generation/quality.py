@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 from sklearn.metrics import pairwise_distances_argmin_min, pairwise_distances_chunked
 
+from der_tf.attacks.checks import check_pixels
 from der_tf.generation.extractors import Extractor, load_extractor
 from der_tf.generation.tfgan import classifier_metrics
 
@@ -343,9 +344,5 @@ def _batches(images: Any, batch_size: int) -> Iterator[np.ndarray]:
         pixels = np.asarray(batch[0] if isinstance(batch, tuple | list) else batch)
         if pixels.size == 0:
             continue
-        if not (pixels.min() >= 0 and pixels.max() <= 1):  # false for NaN too
-            raise ValueError(
-                "images are finite and in [0, 1]; received values from "
-                f"{np.nanmin(pixels):g} to {np.nanmax(pixels):g}"
-            )
+        check_pixels(pixels)
         yield pixels.astype(np.float32, copy=False)

@@ -83,14 +83,14 @@ class Experiment:
     Attributes:
         name: of the command.
         question: in a sentence.
-        cures: (level, epochs) -> name -> options. The first is the plain setting, by which times
+        cures: epochs -> name -> options. The first is the plain setting, by which times
             are divided.
         scales: by name.
     """
 
     name: str
     question: str
-    cures: Callable[[int, int], Mapping[str, Options]]
+    cures: Callable[[int], Mapping[str, Options]]
     scales: Mapping[str, Scale]
 
     def rows(self, scale: Scale, only: Sequence[str] = ()) -> list[Row]:
@@ -109,7 +109,7 @@ class Experiment:
                 options={**scale.options, "epsilon": level / 255, **options},
             )
             for level in scale.levels
-            for cure, options in self.cures(level, scale.options["epochs"]).items()
+            for cure, options in self.cures(scale.options["epochs"]).items()
         ]
         names = [row.name for row in rows]
         for pattern in only:
@@ -126,7 +126,7 @@ class Experiment:
 PAPER = {"der_penalty": "squared", "der_reference": "natural"}
 
 
-def _catastrophic(level: int, epochs: int) -> dict[str, Options]:
+def _catastrophic(epochs: int) -> dict[str, Options]:
     """Single-step training with each cure, and multi-step training to compare with."""
     n_fgsm = {"attack": "n_fgsm"}
     square_and_hinge = {"der_penalty": "squared_plus_hinge", "der_weight": 10.0}
@@ -152,7 +152,7 @@ def _catastrophic(level: int, epochs: int) -> dict[str, Options]:
     }
 
 
-def _robust(level: int, epochs: int) -> dict[str, Options]:
+def _robust(epochs: int) -> dict[str, Options]:
     """Multi-step training with each cure, far beyond the first decay of the learning rate."""
     return {
         "none": {},
@@ -170,7 +170,7 @@ def _robust(level: int, epochs: int) -> dict[str, Options]:
     }
 
 
-def _ablation(level: int, epochs: int) -> dict[str, Options]:
+def _ablation(epochs: int) -> dict[str, Options]:
     """DER in every form: one thing changed at a time from weight 30, then from the paper's."""
     paper = {**PAPER, "der_weight": 10.0}
     forms: dict[str, Options] = {

@@ -71,7 +71,7 @@ class Run:
         assert record is not None
         return {
             "seed": self.seed,
-            "machine": record.get("processor"),
+            "processor": record.get("processor"),
             "configuration": {
                 name: value
                 for name, value in dataclasses.asdict(self.config).items()

@@ -23,7 +23,6 @@ MEASURES: Mapping[str, Callable[[Result], float | None]] = {
     "abnormal": lambda run: run["epochs"][-1]["abnormal_fraction"],
     "delta_marginal": lambda run: run["epochs"][-1]["delta_marginal_energy"],
     "delta_joint": lambda run: run["epochs"][-1]["delta_joint_energy"],
-    "images_per_second": lambda run: _speed(run),
 }
 
 
@@ -37,11 +36,11 @@ def _speed(run: Result) -> float:
 
 
 def _speeds(runs: Iterable[Result]) -> dict[str | None, float]:
-    """The highest by machine; None stands for that of results from before they told theirs."""
+    """The highest by processor; None stands for that of results from before they told theirs."""
     speeds: dict[str | None, float] = {}
     for run in runs:
-        machine = run.get("machine")
-        speeds[machine] = max(_speed(run), speeds.get(machine, 0.0))
+        name = run.get("processor")
+        speeds[name] = max(_speed(run), speeds.get(name, 0.0))
     return speeds
 
 
@@ -61,7 +60,7 @@ def summarize(runs: Sequence[Result], plain: Sequence[Result] = ()) -> dict[str,
     Returns:
         Each of :data:`MEASURES` as :func:`mean_and_deviation` over the runs that did not diverge
         (None without any), and ``relative_time``, ``runs``, ``diverged``, ``collapsed``. Times are
-        compared between runs of one machine.
+        compared between runs that began on processors of one name.
     """
     finished = [run for run in runs if not run.get("diverged")]
     summary: dict[str, Any] = {}
@@ -69,7 +68,7 @@ def summarize(runs: Sequence[Result], plain: Sequence[Result] = ()) -> dict[str,
         values = [value for run in finished if (value := measure(run)) is not None]
         summary[name] = mean_and_deviation(values) if values else None
     here, there = _speeds(finished), _speeds(run for run in plain if not run.get("diverged"))
-    ratios = [there[machine] / here[machine] for machine in here if machine in there]
+    ratios = [there[name] / here[name] for name in here if name in there]
     summary["relative_time"] = float(np.mean(ratios)) if ratios else None
     summary["runs"] = len(runs)
     summary["diverged"] = len(runs) - len(finished)

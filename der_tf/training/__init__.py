@@ -1,1 +1,1 @@
-"""Adversarial training: the Keras model, outer losses and penalties."""
+"""Adversarial training: the Keras model, its runs, and what watches them."""

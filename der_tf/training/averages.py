@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from der_tf.training.optimizers import unwrapped
+
 
 @contextlib.contextmanager
 def averaged_weights(model: keras.Model) -> Iterator[None]:
@@ -18,8 +20,7 @@ def averaged_weights(model: keras.Model) -> Iterator[None]:
     by additions and subtractions, which rounds at every exchange; this puts back the very same
     weights, so that validating or saving does not change a training.
     """
-    # LossScaleOptimizer wraps the optimizer that keeps the averages.
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    optimizer = unwrapped(model.optimizer)
     if not optimizer.use_ema:
         yield
         return

@@ -16,6 +16,7 @@ from der_tf.files import replacing
 from der_tf.training.averages import averaged_weights
 from der_tf.training.checkpoints import Checkpoints
 from der_tf.training.faults import Diverged, Signals, writing
+from der_tf.training.optimizers import unwrapped
 
 
 class StopOnNonFinite(keras.callbacks.Callback):
@@ -41,7 +42,7 @@ class StopOnNonFinite(keras.callbacks.Callback):
         self._checkpoints.require_finite(self._when())
 
     def _when(self) -> str:
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        optimizer = unwrapped(self.model.optimizer)
         # The optimizer has counted this step already; its rate was that of the count before.
         step = int(optimizer.iterations.numpy()) - 1
         rate = optimizer._learning_rate

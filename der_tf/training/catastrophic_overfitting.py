@@ -19,6 +19,7 @@ from der_tf.training.alarms import Alarms, Write, show
 from der_tf.training.batch import TrainingBatch
 from der_tf.training.classifier import RobustClassifier
 from der_tf.training.monitors import passes, steps_done
+from der_tf.training.optimizers import unwrapped
 
 ACTIONS = ("warn", "stop", "roll_back")
 
@@ -294,8 +295,7 @@ def _probe(model: RobustClassifier, attack: Any) -> Callable[..., tuple[tf.Tenso
 
 def _state(model: RobustClassifier) -> list[Any]:
     """What is rolled back: all weights, and the optimizer's but for its count and its rate."""
-    # LossScaleOptimizer wraps the optimizer that has the state.
-    optimizer: Any = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    optimizer = unwrapped(model.optimizer)
     stays = (id(optimizer._iterations), id(optimizer._learning_rate))
     return [*model.weights, *(v for v in optimizer.variables if id(v) not in stays)]
 

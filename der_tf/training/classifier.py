@@ -171,7 +171,9 @@ class RobustClassifier(keras.Model):
             self._update_natural_metrics(y, batch.natural_logits, batch.adversarial_logits)
         elif self.natural_metrics_every:
             self._sample_natural_metrics(batch)
-        return self._results(x, y, batch.natural_logits if self._user_metrics() else None, data)
+        return self._results(
+            y, batch.natural_logits if self._user_metrics() else None, sample_weight
+        )
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Metrics of a batch (x, y[, sample_weight]) under the evaluation attack."""
@@ -187,7 +189,7 @@ class RobustClassifier(keras.Model):
         self._update_loss(losses, sample_weight, self.losses)
         self.robust_accuracy.update_state(_correct(y, adversarial))
         self._update_natural_metrics(y, natural, adversarial)
-        return self._results(x, y, natural, data)
+        return self._results(y, natural, sample_weight)
 
     def get_config(self) -> dict[str, Any]:
         """What :meth:`from_config` needs; objects in Keras' serialized form."""
@@ -330,9 +332,8 @@ class RobustClassifier(keras.Model):
 
         tf.cond(due | none_yet, measure, lambda: tf.constant(False))
 
-    def _results(self, x: Any, y: Any, natural: Any, data: Any) -> dict[str, Any]:
+    def _results(self, y: Any, natural: Any, sample_weight: Any) -> dict[str, Any]:
         if natural is not None and self._user_metrics():
-            _, _, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
             self._compile_metrics.update_state(y, natural, sample_weight)
         results = self.get_metrics_result()
         if _is_multi_worker(self.distribute_strategy):

@@ -148,11 +148,12 @@ class EnergyMonitor(keras.callbacks.Callback):
         if self.epochs is not None and epoch + 1 not in self.epochs:
             return
         self.latest = self._measured()
+        # First: it removes what a process that was killed here has left of this epoch.
+        self._record(epoch + 1, self.latest)
         with writing(self.samples):
             self.samples.mkdir(parents=True, exist_ok=True)
             with replacing(self._samples_of(epoch + 1)) as temporary:
                 np.savez(temporary, **self.latest)  # type: ignore[arg-type]
-        self._record(epoch + 1, self.latest)
 
     def _measured(self) -> dict[str, np.ndarray]:
         """Arrays ``[N]`` by the names of the npz files."""
@@ -172,7 +173,6 @@ class EnergyMonitor(keras.callbacks.Callback):
 
     def _record(self, epoch: int, values: Mapping[str, np.ndarray]) -> None:
         step = steps_done(self.model)
-        # A process that was killed here may have written this record before.
         self._drop(lambda row: row["step"] >= step)
         for split in self._splits:
             for attack in ATTACKS:

@@ -1,6 +1,8 @@
-"""SGD with coupled weight decay: the optimizer of the published recipes."""
+"""SGD with coupled weight decay, the optimizer of the published recipes; wrapped optimizers."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import keras
 from keras import ops
@@ -50,3 +52,8 @@ class CoupledSGD(keras.optimizers.SGD):
         config = super().get_config()
         config.pop("nesterov")
         return config | {"weight_decay": self.coupled_weight_decay}
+
+
+def unwrapped(optimizer: keras.optimizers.Optimizer) -> Any:
+    """The optimizer that has the state: a ``LossScaleOptimizer`` wraps it."""
+    return getattr(optimizer, "inner_optimizer", optimizer)

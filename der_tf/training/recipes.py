@@ -168,7 +168,7 @@ RECIPES = _table(
 
 # What a data set asks for, whatever the recipe. Any other name gets the last row.
 DATASETS = _table(
-    # 8x8 images of 1,437 training samples: epsilon 0.1 is 1.6 of the 16 grey levels. The
+    # 8x8 images of 1,295 training samples: epsilon 0.1 is 1.6 of the 16 grey levels. The
     # schedule is shortened to minutes on 2 cores.
     digits={
         "model": "convnet",
@@ -210,7 +210,7 @@ AAER = MappingProxyType(
 # From this l-inf radius on DER weighs more with FGSM and RS-FGSM on CIFAR, after a warm-up over so
 # many images. At 16/255 the weight of the table lets RS-FGSM collapse on all of CIFAR-10, N-FGSM
 # not (`train.py --dataset cifar10 --width 16 --attack rs_fgsm --epsilon 16/255 --epochs 12`).
-# Without a warm-up a part of the data may not be learned; one over 200,000 images let all of
+# Without a warm-up training on few images may learn nothing; one over 200,000 images let all of
 # CIFAR-10 collapse (docs/results.md). FGSM and CIFAR-100 follow, unmeasured. Digits lose robustness
 # by that weight (`make train ARGS="--der-weight 100"`): other data sets keep that of the table.
 _LARGE_RADIUS = 12 / 255

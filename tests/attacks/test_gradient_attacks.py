@@ -319,7 +319,7 @@ def test_the_first_gradient_is_taken_at_an_image(name, norm, digits):
         ("pgd", {"steps": -1}, "steps is an integer >= 0; received -1"),
         ("pgd", {"steps": 2.5}, "steps is an integer >= 0; received 2.5"),
         ("pgd", {"steps": "4"}, "steps is an integer >= 0; received '4'"),
-        ("pgd", {"step_size": "0.1"}, "step_size is None or a finite number >= 0; received '0.1'"),
+        ("pgd", {"step_size": "0.1"}, "step_size is a finite number >= 0; received '0.1'"),
         ("pgd", {"step_size": float("nan")}, "received nan"),
         ("rs_fgsm", {"step_size": float("inf")}, "received inf"),
         ("pgd", {"seed": 2**31}, "seed is None or an integer .*; received 2147483648"),

@@ -51,12 +51,12 @@ def test_a_row_sums_up_its_seeds():
     assert summary["auto_attack"] is None
 
 
-def test_times_are_compared_between_runs_of_one_machine():
-    plain = [result(0, 0.0, speed=100.0), result(1, 0.0, speed=300.0, machine="fast")]
-    slow, fast = result(0, 0.1, speed=50.0), result(1, 0.1, speed=200.0, machine="fast")
+def test_times_are_compared_between_runs_on_one_processor():
+    plain = [result(0, 0.0, speed=100.0), result(1, 0.0, speed=300.0, processor="fast")]
+    slow, fast = result(0, 0.1, speed=50.0), result(1, 0.1, speed=200.0, processor="fast")
     assert summarize([slow], plain)["relative_time"] == pytest.approx(2.0)
     assert summarize([slow, fast], plain)["relative_time"] == pytest.approx((2.0 + 1.5) / 2)
-    elsewhere = [slow, result(1, 0.1, speed=900.0, machine="other")]
+    elsewhere = [slow, result(1, 0.1, speed=900.0, processor="other")]
     assert summarize(elsewhere, plain)["relative_time"] == pytest.approx(2.0)
     assert summarize(elsewhere[1:], plain)["relative_time"] is None
 

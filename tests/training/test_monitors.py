@@ -220,6 +220,19 @@ def test_what_a_lost_part_of_the_training_wrote_is_dropped(digits, tmp_path):
     assert len(list((tmp_path / "energies").iterdir())) == 2
 
 
+def test_the_end_of_an_epoch_that_is_recorded_again_is_whole(digits, tmp_path):
+    model = fit(classifier(), digits, [monitor(tmp_path, digits)])
+    whole = (tmp_path / "energies.csv").read_bytes()
+    # Killed after the record, and taken up again at the state before it, of the same step.
+    again = monitor(tmp_path, digits)
+    again.set_model(model)
+    again.on_train_begin()
+    again.on_epoch_begin(0)
+    again.on_epoch_end(0)
+    assert (tmp_path / "energies.csv").read_bytes() == whole
+    assert (tmp_path / "energies" / "epoch-0001.npz").exists()
+
+
 def test_averaged_weights_are_measured(digits, tmp_path):
     model = classifier(use_ema=True, ema_momentum=0.99)
     fit(model, digits, [monitor(tmp_path, digits)])

@@ -152,6 +152,8 @@ def test_a_run_is_set_aside_whole(tmp_path):
     assert directory.set_aside() is None
     directory.path.mkdir()
     directory.write_record(resolve({}), [], [])
+    with directory.held(), pytest.raises(ValueError, match="another process is training in"):
+        directory.set_aside()
     old = directory.set_aside()
     assert not directory.path.exists()
     assert (old / "config.json").exists()
