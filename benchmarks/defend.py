@@ -23,6 +23,8 @@ from pathlib import Path
 
 from pages import fill
 
+from der_tf.files import write_text
+
 ROOT = Path(__file__).parents[1]
 STORE = ROOT / "benchmarks" / "results" / "defend.json"
 PAGE = ROOT / "docs" / "defense.md"
@@ -127,7 +129,7 @@ def run(options: argparse.Namespace) -> dict:
 
     def keep() -> None:
         STORE.parent.mkdir(exist_ok=True)
-        STORE.write_text(json.dumps(record, indent=1) + "\n")
+        write_text(STORE, json.dumps(record, indent=1) + "\n")
 
     x, y = drawn(loaded, "validation", options.tune_examples, options.seed)
     weak = {"PGD-10": attack("pgd", 10)}

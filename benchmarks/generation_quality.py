@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from der_tf.cli.generate_options import GenerateOptions
+from der_tf.files import replacing, write_text
 
 _DEFAULTS = GenerateOptions().sampling()
 STARTS, SAMPLER = tuple(_DEFAULTS["starts"]), tuple(_DEFAULTS["sampler"])
@@ -155,7 +156,8 @@ class Laboratory:
         seconds = time.monotonic() - began
         # What is written to a PNG is what is scored.
         levels = np.rint(chains.images * 255).astype(np.uint8)
-        np.savez(self.out / f"{file_name(name)}.npz", images=levels, labels=labels)
+        with replacing(self.out / f"{file_name(name)}.npz") as temporary:
+            np.savez(temporary, images=levels, labels=labels)
         result = self._scored(levels.astype(np.float32) / 255, labels)
         return result | {
             "mean_steps_taken": float(chains.steps_taken.mean()),
@@ -175,7 +177,8 @@ class Laboratory:
                 f"reference and {self.num:,} beside them: take a smaller --num-reference"
             )
         levels = np.rint(images * 255).astype(np.uint8)
-        np.savez(self.out / f"{file_name(REAL)}.npz", images=levels, labels=labels)
+        with replacing(self.out / f"{file_name(REAL)}.npz") as temporary:
+            np.savez(temporary, images=levels, labels=labels)
         return self._scored(images, labels)
 
     def _scored(self, images: Any, labels: Any) -> dict[str, Any]:
@@ -216,7 +219,8 @@ class Laboratory:
         if not kept.exists():
             print(f"Features of {len(images):,} {self.split} images ...", flush=True)
             found = extract(images, self.extractor)
-            np.savez(kept, features=found.features, logits=found.logits)
+            with replacing(kept) as temporary:
+                np.savez(temporary, features=found.features, logits=found.logits)
         with np.load(kept) as file:
             return Features(self.extractor.name, file["features"], file["logits"])
 
@@ -230,7 +234,8 @@ class Laboratory:
         if not kept.exists():
             print(f"Energies of {len(self.measured):,} training images ...", flush=True)
             logits = clean_logits(self.classifier.model, self.pixels[: len(self.measured)], 128)
-            np.save(kept, -logits[np.arange(len(logits)), self.measured])
+            with replacing(kept) as temporary:
+                np.save(temporary, -logits[np.arange(len(logits)), self.measured])
         return np.load(kept)
 
     def _starts(self, setting: dict[str, Any]) -> Any:
@@ -311,7 +316,7 @@ def main() -> None:
             laboratory = laboratory or Laboratory(options)
             result = laboratory.run(name, setting) if setting else laboratory.run_real()
             result = wanted | result | {"cores": os.cpu_count()}
-            kept.write_text(json.dumps(result, indent=1) + "\n")
+            write_text(kept, json.dumps(result, indent=1) + "\n")
         print(line(name, result), flush=True)
 
 

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from pages import fill
 from PIL import Image
 
+from der_tf.files import write_text
 from der_tf.generation import pictures
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +90,7 @@ def tuning_table(results: list[dict[str, Any]], machine: str) -> str:
 def keep(name: str, machine: str, results: list[dict[str, Any]]) -> None:
     STORE.mkdir(exist_ok=True)
     text = json.dumps({"machine": machine, "runs": results}, indent=1) + "\n"
-    (STORE / name).write_text(text)
+    write_text(STORE / name, text)
 
 
 def save_curves(results: dict[str, dict[str, Any]]) -> None:
@@ -142,7 +143,9 @@ def main() -> None:
     parser.add_argument("--machine", required=True, help="what it ran on, in words")
     parser.add_argument("--tuning", action="store_true", help="they are of --vary")
     options = parser.parse_args()
-    results = [json.loads(path.read_text()) for path in sorted(options.results.glob("*.json"))]
+    # A killed generation_quality.py leaves a part of a file, whose name begins with a dot.
+    kept = sorted(options.results.glob("[!.]*.json"))
+    results = [json.loads(path.read_text()) for path in kept]
     if options.tuning:
         keys = ["mode", "neighbors", "sigma", "candidates", "adaptive", "quantile", "step_size"]
         results.sort(key=lambda one: [one["setting"][key] for key in [*keys, "steps"]])
