@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from der_tf.files import write_text
+
 RESULTS = Path(__file__).parent / "results"
 ATTACKS = ("apgd_ce", "apgd_t", "fab_t", "square")
 
@@ -185,8 +187,8 @@ def write(
         "attacks": rows,
     }
     path = RESULTS / f"attack_agreement-{arguments.name}"
-    path.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
-    path.with_suffix(".md").write_text(table(report))
+    write_text(path.with_suffix(".json"), json.dumps(report, indent=2) + "\n")
+    write_text(path.with_suffix(".md"), table(report))
     print(path.with_suffix(".md").read_text())
 
 

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from der_tf.files import write_text
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "diff_pgd.json"
 FIGURE = ROOT / "docs" / "figures" / "diff_pgd.png"
@@ -191,7 +193,7 @@ def main() -> None:
                 for key in ("none", *SHOWN)
             }
             draw(images, predictions, y, dataset.class_names)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    write_text(RESULTS, json.dumps(results, indent=1) + "\n")
     print(json.dumps(results["noise_error"]))
     print(tables(results))
 

@@ -14,6 +14,8 @@ import argparse
 import json
 from pathlib import Path
 
+from der_tf.files import write_text
+
 RESULTS = Path(__file__).parent / "results" / "false_alarms.json"
 PROBE_EVERY = 5
 
@@ -70,7 +72,7 @@ def main() -> None:
             for seed in range(options.seeds):
                 runs.append(train(name, epsilon, seed, options.epochs))
                 RESULTS.parent.mkdir(exist_ok=True)
-                RESULTS.write_text(json.dumps({**vars(options), "runs": runs}, indent=1) + "\n")
+                write_text(RESULTS, json.dumps({**vars(options), "runs": runs}, indent=1) + "\n")
                 print(runs[-1], flush=True)
     robust = [run for run in runs if run["robust_accuracy"] >= run["best_probe"] / 2]
     probes = sum(run["probes"] for run in robust)

@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from der_tf.files import write_text
+
 RESULTS = Path(__file__).parent / "results" / "monitors.json"
 IMAGES_PROBED = 64  # GUARD_IMAGES of der_tf/training/run.py
 VARIANTS = {"rs_fgsm": 0.0, "rs_fgsm + DER, natural": 10.0, "pgd": 0.0}
@@ -134,7 +136,7 @@ def main() -> None:
     ]
     RESULTS.parent.mkdir(exist_ok=True)
     settings = {**vars(options), "machine": {"cores": os.cpu_count()}}
-    RESULTS.write_text(json.dumps({**settings, "runs": runs}, indent=1) + "\n")
+    write_text(RESULTS, json.dumps({**settings, "runs": runs}, indent=1) + "\n")
     print(table(runs))
 
 

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from own_process import measured_by
 
+from der_tf.files import write_text
+
 RESULTS = Path(__file__).parent / "results" / "pgd.json"
 EPSILON, STEP, STEPS = 8 / 255, 2 / 255, 10
 OURS = "der_tf"
@@ -205,7 +207,7 @@ def main() -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     settings = {name: getattr(options, name) for name in ("width", "batch_size", "rounds")}
     results = {"machine": {"cores": os.cpu_count()}, **settings, "runs": runs}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    write_text(RESULTS, json.dumps(results, indent=1) + "\n")
     print(table(runs))
 
 

@@ -36,6 +36,8 @@ import tensorflow as tf
 from pages import fill
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from der_tf.files import write_text
+
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "serving.md"
 NAME = "benchmark"
@@ -364,7 +366,7 @@ def main() -> None:
             batched, unbatched = export_random_network(Path(folder), arguments.width)
         result = measure(arguments, batched, unbatched)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "serving.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_text(RESULTS / "serving.json", json.dumps(result, indent=2) + "\n")
     fill(PAGE, "benchmarks/serving.py", markdown(result))
     print(markdown(result))
 

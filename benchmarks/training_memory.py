@@ -20,6 +20,7 @@ from own_process import measured_by
 from reproduced import MEASURED_STEPS
 from training_step import build, random_batches
 
+from der_tf.files import write_text
 from der_tf.training.recipes import option
 
 RESULTS = Path(__file__).parent / "results" / "training_memory.json"
@@ -47,7 +48,7 @@ def main() -> None:
         command = [sys.executable, __file__, "--variant", variant, *given]
         peaks[variant] = measured_by(command)["gigabytes"]
         print(f"{variant}: {peaks[variant]:.2f} GB", flush=True)
-    RESULTS.write_text(json.dumps({**settings, "gigabytes": peaks}, indent=1) + "\n")
+    write_text(RESULTS, json.dumps({**settings, "gigabytes": peaks}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

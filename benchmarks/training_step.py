@@ -21,6 +21,8 @@ from pathlib import Path
 
 from own_process import measured_by
 
+from der_tf.files import write_text
+
 RESULTS = Path(__file__).parent / "results" / "training_step.json"
 PASSES = {
     "standard": 3,
@@ -141,7 +143,7 @@ def main() -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     settings = {name: getattr(options, name) for name in ("rounds", "steps", "batch_size")}
     machine = {"cores": os.cpu_count()}
-    RESULTS.write_text(json.dumps({"machine": machine, **settings, "runs": runs}, indent=1) + "\n")
+    write_text(RESULTS, json.dumps({"machine": machine, **settings, "runs": runs}, indent=1) + "\n")
     print(table(runs))
 
 
