@@ -96,14 +96,13 @@ def run(options: argparse.Namespace) -> dict:
     import keras
     import tensorflow as tf
 
-    import der_tf  # noqa: F401 (the classes in the file)
     from der_tf import attacks, data
     from der_tf.defenses import EnergyDescent
+    from der_tf.evaluation.loading import load_classifier
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    model = keras.models.load_model(options.model)
-    model = getattr(model, "network", model)
+    model = load_classifier(Path(options.model)).model
     loaded = data.load(
         options.dataset, data_dir=options.data_dir, batch_size=options.batch_size, augment=False
     )
