@@ -20,7 +20,6 @@ from pathlib import Path
 from der_tf.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "monitors.json"
-IMAGES_PROBED = 64  # GUARD_IMAGES of der_tf/training/run.py
 VARIANTS = {"rs_fgsm": 0.0, "rs_fgsm + DER, natural": 10.0, "pgd": 0.0}
 
 
@@ -36,6 +35,7 @@ def measure(variant: str, width: int, train_size: int, batch_size: int, rounds: 
     from der_tf.training.catastrophic_overfitting import affordable_steps
     from der_tf.training.monitors import affordable_records
     from der_tf.training.optimizers import CoupledSGD
+    from der_tf.training.run import GUARD_IMAGES
 
     keras.utils.set_random_seed(0)
     attack = attacks.get(variant.split()[0], training=True)
@@ -48,7 +48,7 @@ def measure(variant: str, width: int, train_size: int, batch_size: int, rounds: 
     model.compile(CoupledSGD(0.01, 0.9, 5e-4), jit_compile=False)
     rng = np.random.default_rng(0)
     images, epochs = affordable_records(model, train_size)
-    every = affordable_steps(model, batch_size, IMAGES_PROBED)
+    every = affordable_steps(model, batch_size, GUARD_IMAGES)
 
     def sample(count: int):
         labels = rng.integers(0, 10, count).astype(np.int32)
@@ -59,7 +59,7 @@ def measure(variant: str, width: int, train_size: int, batch_size: int, rounds: 
     seconds: dict[str, list[float]] = {"step": [], "record": [], "probe": []}
     with tempfile.TemporaryDirectory() as folder:
         monitor = EnergyMonitor(folder, sample(images), sample(images))
-        guard = CatastrophicOverfittingGuard(sample(IMAGES_PROBED), write=lambda line: None)
+        guard = CatastrophicOverfittingGuard(sample(GUARD_IMAGES), write=lambda line: None)
         callbacks = keras.callbacks.CallbackList([monitor, guard], model=model)
         model.fit(dataset, verbose=0, shuffle=False)
         callbacks.on_train_begin()
@@ -83,7 +83,7 @@ def measure(variant: str, width: int, train_size: int, batch_size: int, rounds: 
     gradients = 2 * attack.gradients
     of_training = train_size * (gradients + 3 + (3 if weight else 0))
     of_record = 2 * images * (gradients + 20 + 6) / epochs
-    of_probes = steps_per_epoch / every * IMAGES_PROBED * (gradients + 13)
+    of_probes = steps_per_epoch / every * GUARD_IMAGES * (gradients + 13)
     return {
         "variant": variant,
         "images": images,
