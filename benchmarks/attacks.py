@@ -12,7 +12,7 @@ network alone takes for the images that der_tf shows it, forward and backward to
 forward), in full batches: what is above it are the attack's own operations, tracing apart.
 Each attack and thread count is measured in a process of its own and kept at once in
 ``benchmarks/results/attacks.json`` (an earlier run of other settings is replaced), from which the
-table of ``docs/benchmarks.md`` is written.
+table of ``docs/benchmarks.md`` is written; without a model, the table from the file.
 """
 
 from __future__ import annotations
@@ -313,7 +313,7 @@ def keep(options, run: dict) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help=".keras file")
+    parser.add_argument("--model", help=".keras file")
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--data-dir")
     parser.add_argument("--num-examples", type=int, default=64, help="correctly classified images")
@@ -329,6 +329,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.json:
         print(json.dumps(measure(options, options.attacks[0], options.threads[0])))
+        return
+    if not options.model:
+        pages.fill(PAGE, "benchmarks/attacks.py", table(json.loads(RESULTS.read_text())["runs"]))
         return
     for threads in options.threads:
         for name in options.attacks:

@@ -11,7 +11,8 @@ as many forward passes and backward passes to the input, and one more forward pa
 
 The second half compares chains that stop at their class's reference energy with the fixed number of
 steps that brings the mean energy as low. Writes ``benchmarks/results/generation.json`` and the
-tables of ``docs/benchmarks.md``.
+tables between the markers of ``docs/benchmarks.md``; without a classifier, the tables from the
+file.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pages import fill
+
 from der_tf.files import write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "generation.json"
+PAGE = ROOT / "docs" / "benchmarks.md"
 OURS = "der_tf"
 CHAIN = {"step_size": 0.5, "momentum": 0.5, "noise": 0.001}
 
@@ -186,44 +190,8 @@ def stopping(network, starts, options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def tables(results: dict[str, Any]) -> str:
-    """Markdown: the race, and a sentence on stopping."""
-    seconds, count = results["seconds"], results["batch_size"]
-    lines = ["| chains | images/s | time over der_tf's |", "|---|---|---|"]
-    for name, value in seconds.items():
-        lines.append(f"| {name} | {count / value:.1f} | {value / seconds[OURS]:.2f}x |")
-    one = results["stopping"]
-    lines += [
-        "",
-        "| stopping | mean steps | mean energy | chains at their reference | time |",
-        "|---|---|---|---|---|",
-    ]
-    times = one.get("seconds", {})
-    rows = (
-        ("adaptive", one["mean_steps"], one["mean_energy"], one["reached"], "adaptive"),
-        ("fixed", one["fixed_steps"], one["fixed_mean_energy"], one["fixed_reached"], "fixed"),
-    )
-    for name, steps, energy, reached, key in rows:
-        took = f"{times[key]:.1f} s" if times else "–"
-        count = f"more than {one['most_steps']}" if steps is None else f"{steps:.1f}"
-        lines.append(f"| {name} | {count} | {energy:.2f} | {reached:.0%} | {took} |")
-    return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("classifier", type=Path, help="run directory or .keras file")
-    parser.add_argument("--dataset", help="default: that of training")
-    parser.add_argument("--data-dir", help="default: that of training")
-    parser.add_argument("--limit-train", type=int, default=5000, help="fit starts to so many")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--chains", type=int, default=256, help="to compare stopping on")
-    parser.add_argument("--most", type=int, default=100, help="steps of a chain that never stops")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """The race and the stopping measured, and kept."""
     from der_tf.cli.console import load_tensorflow
 
     load_tensorflow()
@@ -262,7 +230,50 @@ def main() -> None:
     }
     RESULTS.parent.mkdir(exist_ok=True)
     write_text(RESULTS, json.dumps(results, indent=1) + "\n")
-    print(tables(results))
+    return results
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Markdown: the race, and what stopping saves."""
+    seconds, count = results["seconds"], results["batch_size"]
+    lines = ["| chains | images/s | time over der_tf's |", "|---|---|---|"]
+    for name, value in seconds.items():
+        lines.append(f"| {name} | {count / value:.1f} | {value / seconds[OURS]:.2f}x |")
+    one = results["stopping"]
+    lines += [
+        "",
+        "| stopping | mean steps | mean energy | chains at their reference | time |",
+        "|---|---|---|---|---|",
+    ]
+    times = one.get("seconds", {})
+    rows = (
+        ("adaptive", one["mean_steps"], one["mean_energy"], one["reached"], "adaptive"),
+        ("fixed", one["fixed_steps"], one["fixed_mean_energy"], one["fixed_reached"], "fixed"),
+    )
+    for name, steps, energy, reached, key in rows:
+        took = f"{times[key]:.1f} s" if times else "–"
+        count = f"more than {one['most_steps']}" if steps is None else f"{steps:.1f}"
+        lines.append(f"| {name} | {count} | {energy:.2f} | {reached:.0%} | {took} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("classifier", nargs="?", type=Path, help="run directory or .keras file")
+    parser.add_argument("--dataset", help="default: that of training")
+    parser.add_argument("--data-dir", help="default: that of training")
+    parser.add_argument("--limit-train", type=int, default=5000, help="fit starts to so many")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--chains", type=int, default=256, help="to compare stopping on")
+    parser.add_argument("--most", type=int, default=100, help="steps of a chain that never stops")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    results = run(options) if options.classifier else json.loads(RESULTS.read_text())
+    text = tables(results)
+    fill(PAGE, "benchmarks/generation.py", text)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 Takes the processor time of training steps, a record of EnergyMonitor and a probe of
 CatastrophicOverfittingGuard on CIFAR-sized random images, one after the other, the fastest round of
 each, and scales them to an epoch with the defaults of ``der-tf train``. Writes
-``benchmarks/results/monitors.json`` and prints the table of ``docs/benchmarks.md``.
+``benchmarks/results/monitors.json`` and the table between the markers of ``docs/benchmarks.md``;
+with ``--kept``, the table from the file.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from pages import fill
+
 from der_tf.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "monitors.json"
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 VARIANTS = {"rs_fgsm": 0.0, "rs_fgsm + DER, natural": 10.0, "pgd": 0.0}
 
 
@@ -101,6 +105,24 @@ def measure(variant: str, width: int, train_size: int, batch_size: int, rounds: 
     }
 
 
+def run(options: argparse.Namespace) -> dict:
+    """Each variant measured, and kept."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(options.threads)
+    runs = [
+        measure(variant, options.width, options.train_size, options.batch_size, options.rounds)
+        for variant in options.variants
+    ]
+    RESULTS.parent.mkdir(exist_ok=True)
+    names = ("width", "train_size", "batch_size", "threads", "rounds", "variants")
+    settings = {name: getattr(options, name) for name in names}
+    results = {**settings, "machine": {"cores": os.cpu_count()}, "runs": runs}
+    write_text(RESULTS, json.dumps(results, indent=1) + "\n")
+    return results
+
+
 def table(runs: list[dict]) -> str:
     """Markdown: a row a variant."""
     lines = [
@@ -125,19 +147,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--kept", action="store_true", help="measure nothing: take the kept file")
     options = parser.parse_args()
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(options.threads)
-    tf.config.threading.set_inter_op_parallelism_threads(options.threads)
-    runs = [
-        measure(variant, options.width, options.train_size, options.batch_size, options.rounds)
-        for variant in options.variants
-    ]
-    RESULTS.parent.mkdir(exist_ok=True)
-    settings = {**vars(options), "machine": {"cores": os.cpu_count()}}
-    write_text(RESULTS, json.dumps({**settings, "runs": runs}, indent=1) + "\n")
-    print(table(runs))
+    results = json.loads(RESULTS.read_text()) if options.kept else run(options)
+    text = table(results["runs"])
+    fill(PAGE, "benchmarks/monitors.py", text)
+    print(text)
 
 
 if __name__ == "__main__":

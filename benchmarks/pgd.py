@@ -6,7 +6,8 @@
 l-inf, 8/255, 10 steps of 2/255, random start, batch norm in inference mode. All contestants of a
 round run one after the other on one batch, and the fastest round of each counts. The floor is ten
 forward passes and ten backward passes to the input, in TensorFlow and in PyTorch. Writes
-``benchmarks/results/pgd.json`` and prints the table of ``docs/benchmarks.md``.
+``benchmarks/results/pgd.json`` and the table between the markers of ``docs/benchmarks.md``; with
+``--kept``, the table from the file.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from own_process import measured_by
+from pages import fill
 
 from der_tf.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "pgd.json"
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 EPSILON, STEP, STEPS = 8 / 255, 2 / 255, 10
 OURS = "der_tf"
 
@@ -172,6 +175,21 @@ def measure(width: int, batch_size: int, threads: int, rounds: int) -> dict[str,
     return {name: min(values) for name, values in seconds.items()}
 
 
+def run(options: argparse.Namespace) -> dict:
+    """Each thread count measured, and kept."""
+    runs = []
+    for threads in options.threads:
+        command = [sys.executable, __file__, "--json", "--threads", str(threads)]
+        for name in ("width", "batch_size", "rounds"):
+            command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+        runs.append(measured_by(command))
+    RESULTS.parent.mkdir(exist_ok=True)
+    settings = {name: getattr(options, name) for name in ("width", "batch_size", "rounds")}
+    results = {"machine": {"cores": os.cpu_count()}, **settings, "runs": runs}
+    write_text(RESULTS, json.dumps(results, indent=1) + "\n")
+    return results
+
+
 def table(runs: list[dict]) -> str:
     """Markdown: seconds of each contestant in each run, and its ratio to ours."""
     heads = " | ".join(f"{run['threads']} thread(s)" for run in runs)
@@ -191,6 +209,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--kept", action="store_true", help="measure nothing: take the kept file")
     parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.json:  # one thread count, in a process of its own: it is set at start
@@ -198,17 +217,10 @@ def main() -> None:
         seconds = measure(options.width, options.batch_size, threads, options.rounds)
         print(json.dumps({"threads": threads, "seconds": seconds}))
         return
-    runs = []
-    for threads in options.threads:
-        command = [sys.executable, __file__, "--json", "--threads", str(threads)]
-        for name in ("width", "batch_size", "rounds"):
-            command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-        runs.append(measured_by(command))
-    RESULTS.parent.mkdir(exist_ok=True)
-    settings = {name: getattr(options, name) for name in ("width", "batch_size", "rounds")}
-    results = {"machine": {"cores": os.cpu_count()}, **settings, "runs": runs}
-    write_text(RESULTS, json.dumps(results, indent=1) + "\n")
-    print(table(runs))
+    results = json.loads(RESULTS.read_text()) if options.kept else run(options)
+    text = table(results["runs"])
+    fill(PAGE, "benchmarks/pgd.py", text)
+    print(text)
 
 
 if __name__ == "__main__":

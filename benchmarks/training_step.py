@@ -6,8 +6,8 @@ One forward pass, one backward pass to the input and one to the weights count 1 
 standard step costs 3. All variants of a round are run one after the other, and the fastest round
 of each counts. Attacks run in training mode, as the recipes have it, but for the row that says
 otherwise; metrics of natural images are off where the loss needs no natural pass (by default they
-add one pass in ten steps). Writes ``benchmarks/results/training_step.json`` and prints the table of
-``docs/benchmarks.md``.
+add one pass in ten steps). Writes ``benchmarks/results/training_step.json`` and the table between
+the markers of ``docs/benchmarks.md``; with ``--kept``, the table from the file.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import time
 from pathlib import Path
 
 from own_process import measured_by
+from pages import fill
 
 from der_tf.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "training_step.json"
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 PASSES = {
     "standard": 3,
     "rs_fgsm": 5,
@@ -99,6 +101,23 @@ def measure(width: int, threads: int, rounds: int, steps: int, batch_size: int) 
     }
 
 
+def run(options: argparse.Namespace) -> dict:
+    """Each width and thread count measured, and kept."""
+    runs = []
+    for width in options.widths:
+        for threads in options.threads:
+            command = [sys.executable, __file__, "--json", "--widths", str(width)]
+            for name in ("rounds", "steps", "batch_size"):
+                command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+            command += ["--threads", str(threads)]
+            runs.append(measured_by(command))
+    RESULTS.parent.mkdir(exist_ok=True)
+    settings = {name: getattr(options, name) for name in ("rounds", "steps", "batch_size")}
+    results = {"machine": {"cores": os.cpu_count()}, **settings, "runs": runs}
+    write_text(RESULTS, json.dumps(results, indent=1) + "\n")
+    return results
+
+
 def table(runs: list[dict]) -> str:
     """Markdown: the floor (passes / 3) and the measured ratio of each variant."""
     heads = [f"width {run['width']}, {run['threads']} thread(s)" for run in runs]
@@ -125,6 +144,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--kept", action="store_true", help="measure nothing: take the kept file")
     parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.json:  # one setting, in a process of its own: thread counts are set at start
@@ -132,19 +152,10 @@ def main() -> None:
         steps = measure(width, threads, options.rounds, options.steps, options.batch_size)
         print(json.dumps({"width": width, "threads": threads, "steps": steps}))
         return
-    runs = []
-    for width in options.widths:
-        for threads in options.threads:
-            command = [sys.executable, __file__, "--json", "--widths", str(width)]
-            for name in ("rounds", "steps", "batch_size"):
-                command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-            command += ["--threads", str(threads)]
-            runs.append(measured_by(command))
-    RESULTS.parent.mkdir(exist_ok=True)
-    settings = {name: getattr(options, name) for name in ("rounds", "steps", "batch_size")}
-    machine = {"cores": os.cpu_count()}
-    write_text(RESULTS, json.dumps({"machine": machine, **settings, "runs": runs}, indent=1) + "\n")
-    print(table(runs))
+    results = json.loads(RESULTS.read_text()) if options.kept else run(options)
+    text = table(results["runs"])
+    fill(PAGE, "benchmarks/training_step.py", text)
+    print(text)
 
 
 if __name__ == "__main__":
