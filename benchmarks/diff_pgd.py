@@ -7,8 +7,8 @@ r"""Diff-PGD beside PGD: cost, accuracies, what SDEdit leaves of either, and a p
 A MODEL is what ``der-tf evaluate`` takes; the picture shows the first. l-inf, 8/255, 10 steps of
 2/255 from x, the default noise level and DDIM steps; images are drawn from the test set by the
 seed. Costs are seconds of processor time on one thread, the lower of two rounds over a batch.
-Writes ``benchmarks/results/diff_pgd.json`` and ``docs/figures/diff_pgd.png`` and prints the tables
-of ``docs/attacks.md``.
+Writes ``benchmarks/results/diff_pgd.json``, ``docs/figures/diff_pgd.png`` and the table between the
+markers of ``docs/attacks.md``; without arguments, the table from the file.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pages import fill
 
 from der_tf.files import write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "diff_pgd.json"
+PAGE = ROOT / "docs" / "attacks.md"
 FIGURE = ROOT / "docs" / "figures" / "diff_pgd.png"
 COMMON: dict[str, Any] = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10, "seed": 0}
 BATCH, ROWS, AMPLIFIED = 32, 5, 10
@@ -129,36 +131,8 @@ def draw(images: dict, predictions: dict, y: np.ndarray, class_names: tuple[str,
     figure.savefig(FIGURE, dpi=90, pil_kwargs={"optimize": True})
 
 
-def tables(results: dict) -> str:
-    """Markdown: a table a classifier."""
-    lines = []
-    for name, rows in results["classifiers"].items():
-        base = rows["PGD"]["seconds_an_image"]
-        lines += [
-            f"| {name}, {results['images']} test images | correct | correct after SDEdit | "
-            "mean abs(x* - x) | processor time an image |",
-            "|---|---|---|---|---|",
-        ]
-        for attack in ("none", *(a for a in rows if a != "none")):
-            row = rows[attack]
-            seconds = row.get("seconds_an_image")
-            told = f"{seconds:.2f} s ({seconds / base:.1f}x)" if seconds else ""
-            lines.append(
-                f"| {attack} | {row['accuracy']:.1%} | {row['accuracy_after_sdedit']:.1%} | "
-                f"{255 * row['mean_distance']:.1f}/255 | {told} |".replace("%", " %")
-            )
-        lines.append("")
-    return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("denoiser", type=Path)
-    parser.add_argument("models", type=Path, nargs="+")
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--num", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Each classifier measured, and kept; the picture drawn."""
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -195,7 +169,42 @@ def main() -> None:
             draw(images, predictions, y, dataset.class_names)
     write_text(RESULTS, json.dumps(results, indent=1) + "\n")
     print(json.dumps(results["noise_error"]))
-    print(tables(results))
+    return results
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: a row a classifier and attack."""
+    lines = [
+        "| classifier | attack | accuracy | after SDEdit | ms an image |",
+        "|---|---|---|---|---|",
+    ]
+    for name, rows in results["classifiers"].items():
+        base = rows["PGD"]["seconds_an_image"]
+        for attack in ("none", *(a for a in rows if a != "none")):
+            row = rows[attack]
+            seconds = row.get("seconds_an_image")
+            told = f"{1000 * seconds:.0f} ({seconds / base:.1f}x)" if seconds else ""
+            lines.append(
+                f"| {name} | {attack} | {row['accuracy']:.1%} | {row['accuracy_after_sdedit']:.1%} "
+                f"| {told} |".replace("%", " %")
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("denoiser", nargs="?", type=Path)
+    parser.add_argument("models", nargs="*", type=Path)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--num", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if options.denoiser and not options.models:
+        parser.error("name a MODEL beside the denoiser")
+    results = run(options) if options.denoiser else json.loads(RESULTS.read_text())
+    text = table(results)
+    fill(PAGE, "benchmarks/diff_pgd.py", text)
+    print(text)
 
 
 if __name__ == "__main__":
