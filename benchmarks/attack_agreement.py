@@ -3,12 +3,14 @@
     pip install torch && pip install --no-deps torchattacks   # it pins an old `requests`
     python benchmarks/attack_agreement.py                      # digits, a few minutes on 2 cores
     python benchmarks/attack_agreement.py --model best.keras --dataset cifar10 --data-dir ~/tfds \
-        --num-examples 500 --epsilon 8/255
+        --num-examples 500 --epsilon 8/255 --name cifar10-small
 
 Both see the same weights and images: torchattacks runs on the PyTorch twin of the network, whose
 logits are compared first. Each attack runs by itself on all correctly classified images, at
 AutoAttack's settings. Writes attack_agreement-NAME.json and .md to ``benchmarks/results``: per
-attack the robust accuracy of both, the share of images on which they agree, and the seconds.
+attack the robust accuracy of both, the share of images on which they agree, and the seconds; of the
+names :data:`SHOWN` also the table between the markers of ``docs/attacks.md``. With ``--kept``, the
+tables of NAME from its JSON.
 """
 
 from __future__ import annotations
@@ -20,10 +22,13 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from pages import fill
 
 from der_tf.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "attacks.md"
+SHOWN = ("cifar10-small", "cifar10-resnet56")
 ATTACKS = ("apgd_ce", "apgd_t", "fab_t", "square")
 
 
@@ -42,17 +47,28 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=5000, help="of Square (default: 5000)")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--name", default="digits", help="in the names of the files written")
-    compare(parser.parse_args())
+    parser.add_argument("--kept", action="store_true", help="measure nothing: take the kept file")
+    arguments = parser.parse_args()
+    path = RESULTS / f"attack_agreement-{arguments.name}.json"
+    if arguments.kept:
+        report = json.loads(path.read_text())
+    else:
+        report = compare(arguments)
+        write_text(path, json.dumps(report, indent=2) + "\n")
+    write_text(path.with_suffix(".md"), document(report))
+    if arguments.name in SHOWN:
+        fill(PAGE, f"benchmarks/attack_agreement.py --name {arguments.name}", table(report))
+    print(document(report))
 
 
-def compare(arguments: argparse.Namespace) -> None:
+def compare(arguments: argparse.Namespace) -> dict:
     model, images, labels = load(arguments)
     correct = np.argmax(model.predict(images, verbose=0), axis=1) == labels
     x, y = images[correct], labels[correct]
     peer = run_peer(model, x, y, arguments)
     difference = np.abs(model.predict(x, verbose=0) - peer["logits"]).max()
     ours = run_ours(model, x, y, arguments)
-    write(arguments, correct, ours, peer, float(difference))
+    return summary(arguments, correct, ours, peer, float(difference))
 
 
 def load(arguments: argparse.Namespace):
@@ -149,10 +165,10 @@ def run_peer(network, x, y, arguments: argparse.Namespace) -> dict[str, np.ndarr
     return results
 
 
-def write(
+def summary(
     arguments: argparse.Namespace, correct: np.ndarray, ours: dict, peer: dict, difference: float
-) -> None:
-    """The files; accuracies are shares of all images, agreement is of the correct ones."""
+) -> dict:
+    """What is kept; accuracies are shares of all images, agreement is of the correct ones."""
     total = len(correct)
     rows = []
     for name in arguments.attacks:
@@ -178,21 +194,18 @@ def write(
                 "agreement": float(np.mean(worst == peer_worst)),
             }
         )
-    settings = {k: v for k, v in vars(arguments).items() if k != "data_dir"}
-    report = {
+    settings = {k: v for k, v in vars(arguments).items() if k not in ("data_dir", "kept")}
+    return {
         "settings": {**settings, "model": arguments.model and Path(arguments.model).name},
         "images": total,
         "clean_accuracy": float(np.mean(correct)),
         "largest_difference_of_logits": difference,
         "attacks": rows,
     }
-    path = RESULTS / f"attack_agreement-{arguments.name}"
-    write_text(path.with_suffix(".json"), json.dumps(report, indent=2) + "\n")
-    write_text(path.with_suffix(".md"), table(report))
-    print(path.with_suffix(".md").read_text())
 
 
-def table(report: dict) -> str:
+def document(report: dict) -> str:
+    """Markdown: what was compared, and the table."""
     settings = report["settings"]
     lines = [
         f"# Agreement with torchattacks: {settings['name']}",
@@ -204,6 +217,14 @@ def table(report: dict) -> str:
         f"frameworks: {report['largest_difference_of_logits']:.1e}. Written by "
         "`benchmarks/attack_agreement.py`.",
         "",
+        table(report),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def table(report: dict) -> str:
+    """Markdown: a row an attack."""
+    lines = [
         "| attack | robust, der_tf | robust, torchattacks | same answer | seconds | theirs |",
         "|---|---|---|---|---|---|",
     ]
@@ -212,7 +233,7 @@ def table(report: dict) -> str:
         shares = [row[key] for key in ("robust_accuracy", "peer_robust_accuracy", "agreement")]
         cells = [row["attack"], *(f"{100 * share:.2f} %" for share in shares), *seconds]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
