@@ -2,7 +2,7 @@
 
     python benchmarks/generation_quality.py RUN --extractor EFFICIENTNET --judge CLASSIFIER
     python benchmarks/generation_quality.py RUN --extractor EFFICIENTNET --curves
-    python benchmarks/generation_report.py
+    python benchmarks/generation_report.py RESULTS --machine "two CPU cores"
 
 Without ``--curves`` or ``--vary`` every mode of starts with and without guidance, with adaptive and
 with fixed stopping, and beside them real images that are not in the reference; with ``--curves``
