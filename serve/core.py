@@ -110,6 +110,7 @@ class ServerCore:
         entrypoint: str,
         timeout: float | None = None,
     ) -> classification_pb2.ClassificationResponse:
+        """Classes of examples by a signature with the method name of classification."""
         with self.request(spec, "Classify", entrypoint) as servable:
             with self._runtime(spec, "Classify"):
                 result = self.inference.classify(servable, spec.signature_name, examples, timeout)
@@ -123,6 +124,7 @@ class ServerCore:
         entrypoint: str,
         timeout: float | None = None,
     ) -> regression_pb2.RegressionResponse:
+        """A value an example by a signature with the method name of regression."""
         with self.request(spec, "Regress", entrypoint) as servable:
             with self._runtime(spec, "Regress"):
                 result = self.inference.regress(servable, spec.signature_name, examples, timeout)
@@ -132,6 +134,7 @@ class ServerCore:
     def multi_inference(
         self, request: inference_pb2.MultiInferenceRequest, timeout: float | None = None
     ) -> inference_pb2.MultiInferenceResponse:
+        """Several classifications and regressions of the same examples, of one model."""
         spec = request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec()
         with self.request(spec, "MultiInference", "GRPC") as servable:
             return self.inference.multi_inference(servable, request, timeout)
@@ -139,6 +142,7 @@ class ServerCore:
     def metadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest
     ) -> get_model_metadata_pb2.GetModelMetadataResponse:
+        """The signatures of the version that serves."""
         if not request.HasField("model_spec"):
             raise invalid_argument("Missing ModelSpec")
         if not request.metadata_field:

@@ -39,6 +39,11 @@ def serialized_examples(examples: input_pb2.Input) -> np.ndarray:
 def classification(
     signature: meta_graph_pb2.SignatureDef, count: int, outputs: Mapping[str, np.ndarray]
 ) -> classification_pb2.ClassificationResult:
+    """Outputs by tensor name, ``[count, K]``, as pairs of class and score.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT for outputs of another shape or type.
+    """
     columns = {}
     for alias, dtype in (("classes", "DT_STRING"), ("scores", "DT_FLOAT")):
         if alias not in signature.outputs:
@@ -77,6 +82,11 @@ def classification(
 def regression(
     signature: meta_graph_pb2.SignatureDef, count: int, outputs: Mapping[str, np.ndarray]
 ) -> regression_pb2.RegressionResult:
+    """The output, ``[count]`` or ``[count, 1]``, as values.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT for an output of another shape or type.
+    """
     values = outputs[signature.outputs["outputs"].name]
     if not (values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)):
         raise invalid_argument(
