@@ -79,7 +79,7 @@ class Madry(Objective):
 
 
 @register
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class TRADES(Objective):
     """CE(x, y) + beta KL(p(x) || p(x*)) (Zhang et al., 2019, equation 5).
 
@@ -102,7 +102,7 @@ class TRADES(Objective):
 
 
 @register
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class MART(Objective):
     """Boosted CE on x* + beta KL(p(x) || p(x*)) (1 - p_y(x)) (Wang et al., 2020, equation 11).
 
@@ -134,7 +134,7 @@ class MART(Objective):
 
 
 @register
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class WEAT(Objective):
     """Weighted energy adversarial training (Mirza et al., arXiv 2407.06315).
 

@@ -89,3 +89,12 @@ def test_bad_names_and_values_say_what_is_accepted():
         objectives.get("madri")
     with pytest.raises(ValueError, match=r"label_smoothing is a number in \[0, 1\); received 1"):
         objectives.get("madry", label_smoothing=1)
+    for beta in (-1.0, float("nan"), "6"):
+        with pytest.raises(ValueError, match="TRADES: beta is a finite number >= 0; received"):
+            objectives.TRADES(beta)
+
+
+def test_what_an_objective_is_about_is_its_first_argument():
+    assert objectives.TRADES(3.0) == objectives.get("trades", beta=3.0)
+    assert objectives.MART(3.0) == objectives.get("mart", beta=3.0)
+    assert objectives.WEAT(objectives.MART(3.0)).objective.beta == 3.0

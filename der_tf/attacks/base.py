@@ -65,6 +65,8 @@ class Attack(Configurable):
         super().__post_init__()
         self._check_epsilon()
         self._require("norm", "'linf' or 'l2'", lambda v: v in geometry.NORMS)
+        for field in ("targeted", "training"):
+            self._require(field, "True or False", lambda v: isinstance(v, bool))
         self._require(
             "seed",
             "None or an integer from -2^31 to 2^31 - 1",
@@ -112,7 +114,13 @@ class Attack(Configurable):
         if len(x) == 0:
             return x  # convolutions on CPU fail on an empty batch
         checks.check_logits(clean_logits(model, x), y)
-        return _compiled(self, model, tuple(x.shape[1:]))(x, y, self._new_seed())
+        compiled = _compiled(self, model, tuple(x.shape[1:]))
+        try:
+            return compiled(x, y, self._new_seed())
+        except Exception as error:
+            if missing := checks.without_gradient(error):
+                raise ValueError(f"{checks.NO_GRADIENT} ({missing})") from error
+            raise
 
     def perturb(self, model: Model, x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """The attack as graph code, with the random seed (int32 ``[2]``) given by the caller."""

@@ -8,6 +8,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+NO_GRADIENT = (
+    "a gradient attack needs the gradient of the model, and this one has none: attack the Keras "
+    "model, or the `logits` function of an exported SavedModel (the square attack needs none)"
+)
+
 
 class UnreliableAttackWarning(UserWarning):
     """The robustness that an attack reports is likely higher than the true one."""
@@ -80,11 +85,20 @@ def check_pixels(images: np.ndarray) -> None:
 def require_gradient(gradient: tf.Tensor | None) -> tf.Tensor:
     """The gradient; ValueError when a tape found none."""
     if gradient is None:
-        raise ValueError(
-            "a gradient attack needs logits that are differentiable in the images; received a "
-            "model without a gradient (the square attack needs none)"
-        )
+        raise ValueError(NO_GRADIENT)
     return gradient
+
+
+def without_gradient(error: BaseException) -> str | None:
+    """The line that says which operation has no gradient, where an error is about that.
+
+    TensorFlow's LookupError, in its own class or wrapped by AutoGraph; of a loaded SavedModel it
+    has other words than of a function of this process.
+    """
+    for line in reversed(str(error).splitlines()):
+        if "gradient registry has no entry" in line or "No gradient defined for operation" in line:
+            return line.strip()
+    return None
 
 
 def check_deterministic(passes: np.ndarray) -> str | None:

@@ -46,6 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         app(arguments, print_error=False, exit_on_error=False, verbose=False)
         return 0
+    except cyclopts.UnusedCliTokensError as error:
+        extra = ", ".join(map(repr, error.unused_tokens or []))
+        refused = UsageError(f"received {extra}, which no option takes; --help lists what is taken")
+        return show_error(refused.with_traceback(error.__traceback__), debug, status=2)
     except (cyclopts.CycloptsError, UsageError) as error:
         return show_error(error, debug, status=2)
     except Interrupted as error:

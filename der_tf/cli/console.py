@@ -49,14 +49,23 @@ def fraction(type_: Any, tokens: Sequence[Any]) -> float:
     raise ValueError(f"received {text!r}, accepted are numbers such as 8/255 or 0.031")
 
 
+def whole(type_: Any, tokens: Sequence[Any]) -> int:
+    """``12`` as a number; cyclopts itself would round ``1.7``."""
+    text = tokens[0].value
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"received {text!r}, accepted are whole numbers") from None
+
+
 def _folder_name(type_: Any, value: str | None) -> None:
     if value is not None and (value in ("", "..") or Path(value).name != value):
         raise ValueError(f"received {value!r}, accepted is the name of one folder, not a path")
 
 
-Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
-Whole = Annotated[int, Parameter(validator=validators.Number(gte=0))]
-Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**31))]  # int32
+Count = Annotated[int, Parameter(converter=whole, validator=validators.Number(gte=1))]
+Whole = Annotated[int, Parameter(converter=whole, validator=validators.Number(gte=0))]
+Seed = Annotated[int, Parameter(converter=whole, validator=validators.Number(gte=0, lt=2**31))]
 NotNegative = Annotated[float, Parameter(converter=fraction, validator=validators.Number(gte=0))]
 Share = Annotated[float, Parameter(converter=fraction, validator=validators.Number(gte=0, lt=1))]
 FolderName = Annotated[str, Parameter(validator=_folder_name)]

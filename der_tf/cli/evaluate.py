@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -324,7 +325,9 @@ def _attacks(names: list[str], ball: dict[str, Any], **options: Any) -> dict[str
             for option, value in given.items()
             if option in fields and option != "restarts"
         }
-        attack: Any = attacks.get(name, **ball, **takes)
+        # That one has a ball of its own: what lies in the evaluation's counts.
+        own = {"epsilon": math.inf} if name == "cw" else ball
+        attack: Any = attacks.get(name, **own, **takes)
         # Each restart of an attack without a random start would be the same.
         if restarts and "restarts" in fields and getattr(attack, "starts_at_random", True):
             takes["restarts"] = restarts

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from der_tf.cli import next_steps
-from der_tf.cli.console import Count, Debug, FolderName, Whole, load_tensorflow, preparing, say
+from der_tf.cli.console import (
+    Count,
+    Debug,
+    FolderName,
+    UsageError,
+    Whole,
+    load_tensorflow,
+    preparing,
+    say,
+)
 from der_tf.cli.defense_options import DefenseOptions
 from der_tf.training.faults import Signals, writing
 
@@ -99,18 +108,22 @@ def export(
             )
         path = export_dir / name
         say(f"Exporting {classifier.path} to {path} ...")
-        with writing(path), preparing():
-            written = exporting.export(
-                classifier.model,
-                path,
-                version=version,
-                class_names=names,
-                batching=not no_batching,
-                defense=defense.build(),
-                initializer=starts,
-                card=_card(classifier),
-                **batching,
-            )
+        with writing(path):
+            try:
+                written = exporting.export(
+                    classifier.model,
+                    path,
+                    version=version,
+                    class_names=names,
+                    batching=not no_batching,
+                    defense=defense.build(),
+                    initializer=starts,
+                    card=_card(classifier),
+                    **batching,
+                )
+            # Any other OSError is a disk that fails at work.
+            except (ValueError, FileExistsError, NotADirectoryError) as error:
+                raise UsageError(str(error)) from error
     say(f"Written to {written}. Next:")
     say(f"  {next_steps.serve(written)}")
 

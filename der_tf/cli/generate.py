@@ -142,7 +142,8 @@ def _starts(
     if settings["sampler"]["adaptive"]:
         say("Measuring the energies of training images ...")
         starts.set_reference_energies(classifier.model, pixels, labels, settings["quantile"])
-    starts.save(collection.starts)
+    with writing(collection.starts):
+        starts.save(collection.starts)
     return starts
 
 

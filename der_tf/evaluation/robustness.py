@@ -16,7 +16,7 @@ import tensorflow as tf
 from der_tf import attacks as attack_registry
 from der_tf import energy
 from der_tf.attacks import Attack, AutoAttack, AutoAttackResult
-from der_tf.attacks.checks import check_logits
+from der_tf.attacks.checks import NO_GRADIENT, check_logits, without_gradient
 from der_tf.evaluation.inputs import batches_of, check_finite
 from der_tf.evaluation.parts import Arrays, Parts
 from der_tf.evaluation.results import AttackResult, Evaluation, NaturalResult, configuration
@@ -224,13 +224,9 @@ def _attacked(
     try:
         traced.get_concrete_function()
     except Exception as error:  # autograph wraps errors, TensorFlow's LookupError in its own class
+        if missing := without_gradient(error):
+            raise ValueError(f"attack {name!r}: {NO_GRADIENT} ({missing})") from error
         reason = str(error).strip().splitlines()[-1].strip()
-        if "gradient registry has no entry" in str(error):
-            raise ValueError(
-                f"attack {name!r} needs the gradient of the model, and this one has none: "
-                f"{reason}; attack the Keras model, or the `logits` function of an exported "
-                "SavedModel"
-            ) from error
         if isinstance(error, ValueError):
             raise ValueError(f"attack {name!r}: {reason.removeprefix('ValueError: ')}") from error
         raise

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from der_tf import attacks, energy, objectives
@@ -52,11 +54,12 @@ class RobustClassifier(keras.Model):
             :class:`~der_tf.objectives.Objective`.
         regularizers: penalties such as :class:`~der_tf.regularizers.DeltaEnergy`.
         evaluation_attack: as ``attack``. Default None: PGD-10 in the ball of the training attack,
-            in that of l-inf 8/255 for natural training; a callable of your own serves for both.
+            in that of l-inf 8/255 for natural training and an attack without a radius; a callable
+            of your own serves for both.
         awp_gamma: relative size of the weight perturbation, 0.005 in the paper. Default 0: off.
         awp_warmup_steps: optimizer steps before the perturbation begins. Default 0.
         natural_metrics_every: see above; 0 leaves the natural metrics out of training. Default 10.
-        seed: of all random parts of training. Default 0.
+        seed: of all random parts of training, an integer from -2^31 to 2^31 - 1. Default 0.
 
     Raises:
         ValueError: for an unknown name, an argument of another kind, or a negative number; in
@@ -90,7 +93,7 @@ class RobustClassifier(keras.Model):
             evaluation_attack = attacks.get(evaluation_attack)
         if evaluation_attack is None:
             evaluation_attack = self.attack or PGD()
-            if isinstance(self.attack, Attack):
+            if isinstance(self.attack, Attack) and math.isfinite(self.attack.epsilon):
                 evaluation_attack = PGD(epsilon=self.attack.epsilon, norm=self.attack.norm)
         self.evaluation_attack = evaluation_attack
         for name, value in (
@@ -100,10 +103,12 @@ class RobustClassifier(keras.Model):
         ):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is a number >= 0; received {value!r}")
+        if not (isinstance(seed, int | np.integer) and -(2**31) <= seed < 2**31):
+            raise ValueError(f"seed is an integer from -2^31 to 2^31 - 1; received {seed!r}")
         self.awp_gamma = awp_gamma
         self.awp_warmup_steps = awp_warmup_steps
         self.natural_metrics_every = natural_metrics_every
-        self.seed = seed
+        self.seed = int(seed)
         self.robust_accuracy = keras.metrics.Mean(name="robust_accuracy")
         self.natural_metrics = [
             keras.metrics.Mean(name=name)

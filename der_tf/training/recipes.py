@@ -239,6 +239,8 @@ def resolve(given: Mapping[str, Any]) -> Configuration:
         raise ValueError(f"a recipe is one of {', '.join(RECIPES)}; received {recipe!r}")
     dataset = DATASETS.get(given.get("dataset", Configuration.dataset), DATASETS["other"])
     filled = {**RECIPES[recipe], **dataset, **given, "recipe": recipe}
+    if filled.get("objective") != RECIPES[recipe].get("objective") and "beta" not in given:
+        filled.pop("beta", None)  # the recipe's is that of its own objective
     if filled.get("norm") == "l2" and "epsilon" not in given:
         filled["epsilon"] = L2_EPSILON
     filled = {**_baseline_weights(filled), **filled}

@@ -14,9 +14,10 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 from PIL import Image
@@ -34,6 +35,18 @@ app = App(
 )
 
 
+def _whole(type_: Any, tokens: Sequence[Any]) -> int:
+    """``12`` as a number; cyclopts itself would round ``1.7``."""
+    text = tokens[0].value
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"received {text!r}, accepted are whole numbers") from None
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Options:
@@ -44,7 +57,7 @@ class Options:
     model: str | None = None
     """name the model is served under; by default the only one in saved_models/, as python -m serve
     serves it, else "default" """
-    version: int | None = None
+    version: Whole | None = None
     "version to ask, instead of the one the server chooses"
     version_label: str | None = None
     'version label to ask, such as "stable"'
@@ -53,7 +66,7 @@ class Options:
     labels: Path | None = None
     """file with a class name a line; by default assets/labels.txt of the version that answers,
     where saved_models/ holds it, else classes are numbers"""
-    tls: bool = False
+    tls: Annotated[bool, Parameter(negative="")] = False
     "connect with TLS, trusting the system's authorities (implied by the four options below)"
     ca: Path | None = None
     "PEM file of the authority that signed the server's certificate"
@@ -131,10 +144,10 @@ def energy(images: list[Path], /, *, options: Options = Options()) -> None:
 @app.command
 def sample(
     *,
-    label: list[str],
-    count: int = 16,
-    seed: int = 0,
-    steps: int = 20,
+    label: Annotated[list[str], Parameter(negative="")],
+    count: Whole = 16,
+    seed: Whole = 0,
+    steps: Whole = 20,
     out: Path = Path("samples.png"),
     options: Options = Options(),
 ) -> None:

@@ -174,7 +174,7 @@ def test_a_denoiser_by_its_path_is_loaded_and_saved_with_the_attack(digits, tmp_
 def test_a_model_without_a_gradient_is_refused(digits):
     classifier, x, y, prior = digits
     attack = attacks.get("diff_pgd", denoiser=prior, steps=1)
-    with pytest.raises(ValueError, match="differentiable in the images"):
+    with pytest.raises(ValueError, match="needs the gradient of the model"):
         attack(lambda images: classifier(tf.round(images)), x[:2], y[:2])
 
 

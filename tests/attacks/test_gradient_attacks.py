@@ -324,6 +324,8 @@ def test_the_first_gradient_is_taken_at_an_image(name, norm, digits):
         ("rs_fgsm", {"step_size": float("inf")}, "received inf"),
         ("pgd", {"seed": 2**31}, "seed is None or an integer .*; received 2147483648"),
         ("pgd", {"seed": 0.5}, "received 0.5"),
+        ("pgd", {"seed": "a"}, "received 'a'"),
+        ("pgd", {"training": "x"}, "training is True or False; received 'x'"),
         ("pgd", {"restarts": 0}, "restarts is an integer >= 1; received 0"),
         ("fgsm", {"restarts": 2}, "needs a random start"),
         ("trades", {"targeted": True}, "knows no target"),
@@ -351,7 +353,7 @@ def test_bad_input_says_what_was_received(network, digits):
 
 @pytest.mark.parametrize("name", GRADIENT_ATTACKS)
 def test_a_model_without_a_gradient_is_refused(name, network, digits):
-    with pytest.raises(ValueError, match="differentiable in the images"):
+    with pytest.raises(ValueError, match="needs the gradient of the model"):
         attacks.get(name)(lambda images: network(tf.round(images)), digits[0][:2], digits[1][:2])
 
 

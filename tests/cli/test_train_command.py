@@ -206,3 +206,21 @@ def test_a_disk_that_takes_no_more_is_one_line_and_loses_nothing(tmp_path):
     assert "File too large" in done.stderr
     assert (run / "config.json").exists()
     assert not (run / "best.keras").exists()
+
+
+@pytest.mark.parametrize("command", ["export", "generate"])
+def test_a_full_disk_is_no_wrong_argument(command, finished, tmp_path, capsys):
+    arguments = {
+        "export": ["--export-dir", str(tmp_path)],
+        "generate": ["--out", str(tmp_path / "out"), "--neighbors=5", "--classes=1", "--steps=1"],
+    }
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, limits[1]))
+    try:
+        assert main([command, str(finished / "run"), *arguments[command]]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"cannot write {tmp_path}" in error
+    assert "File too large" in error

@@ -11,6 +11,8 @@ import pytest
 import tensorflow as tf
 
 import der_tf
+from der_tf import attacks
+from der_tf.evaluation import evaluate
 from der_tf.export import export
 
 
@@ -151,3 +153,20 @@ def test_channels_that_no_image_file_has(make_network, serve, tmp_path):
     assert "predict_bytes" not in served.signatures
     images = np.random.default_rng(0).uniform(size=(2, 8, 6, 4)).astype(np.float32)
     check_prediction(served("predict", images), logits_of(network, images))
+
+
+def test_gradient_attacks_take_the_logits_and_refuse_the_signature(exported, network, images):
+    loaded = tf.saved_model.load(str(exported))
+    labels = np.zeros(len(images), int)
+
+    def served(pixels):
+        return loaded.signatures["predict"](images=pixels)["logits"]
+
+    attack = attacks.get("fgsm", epsilon=0.1)
+    with pytest.raises(ValueError, match=r"one has none: attack .* `logits` .*BatchFunction"):
+        attack(served, images, labels)
+    with pytest.raises(ValueError, match=r"attack 'fgsm': .* `logits` .*BatchFunction"):
+        evaluate(served, images, labels, {"fgsm": attack})
+    np.testing.assert_allclose(
+        attack(loaded.logits, images, labels), attack(network, images, labels), atol=1e-6
+    )

@@ -166,6 +166,7 @@ def test_names_that_look_like_markup_are_shown_as_they_are(capsys):
         (["energy", "text.png"], 1, "cannot identify image file"),
         (["sample", "--label", "cat"], 2, "no class 'cat'; known are class numbers"),
         (["sample", "--label", "1", "--count", "0"], 2, "--count is at least 1, received 0"),
+        (["sample", "--label", "1", "--seed", "1.5"], 2, "received '1.5', accepted are whole"),
         (["sample", "--label", "1"], 2, "no signature 'sample'"),
         (["status", "--version", "9"], 1, "NOT_FOUND"),
         (["predict", "a.png", "--version-label", "canary"], 1, "INVALID_ARGUMENT"),

@@ -41,6 +41,11 @@ def test_training_makes_robust(objective, digits):
     assert after > 0.6
 
 
+def test_an_attack_without_a_radius_is_measured_by_the_default_one():
+    model = RobustClassifier(small_network(), attack="cw")
+    assert model.evaluation_attack == attacks.get("pgd")
+
+
 def test_evaluate_measures_what_the_functions_say(digits):
     x, y = digits[0][:150], digits[1][:150]
     network = small_network()

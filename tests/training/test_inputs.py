@@ -59,6 +59,8 @@ def test_values_out_of_range_are_refused_in_the_first_batch(step, images, labels
         ("regularizers", DeltaEnergy(1.0), r"regularizers is a list .*received DeltaEnergy\("),
         ("regularizers", ["der"], r"regularizers is a list .*received \['der'\]"),
         ("natural_metrics_every", -1, "natural_metrics_every is a number >= 0; received -1"),
+        ("seed", 2**31, "seed is an integer from .*; received 2147483648"),
+        ("seed", 1.5, "seed is an integer from .*; received 1.5"),
     ],
 )
 def test_arguments_of_another_kind_are_refused(argument, value, message):

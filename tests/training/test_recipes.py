@@ -55,6 +55,12 @@ def test_weat_weights_trades():
     assert (objective.objective.beta, objective.objective.label_smoothing) == (3.0, 0.1)
 
 
+def test_another_objective_has_the_beta_of_its_paper():
+    assert run.outer_objective(cifar(recipe="trades")).beta == 6.0
+    assert run.outer_objective(cifar(recipe="trades", objective="mart")).beta == 5.0
+    assert run.outer_objective(cifar(recipe="trades", objective="mart", beta=7.0)).beta == 7.0
+
+
 def test_der_is_on_for_single_step_attacks_alone():
     assert set(DER) == {*SINGLE_STEP, "other"}
     for attack in SINGLE_STEP:
