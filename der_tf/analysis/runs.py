@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,27 +104,37 @@ class Run:
         Returns:
             Two arrays, or None when there is no energies.csv.
         """
-        rows = [r for r in self.energies if (r["split"], r["attack"]) == ("train", attack)]
+        rows = self._of_training(attack)
         if not rows:
             return None
-        # Only the records at the ends of epochs have no step more than their epochs took.
-        steps_per_epoch = min(row["step"] / row["epoch"] for row in rows if row["epoch"])
-        epochs = np.array([row["step"] / steps_per_epoch for row in rows])
+        epochs = np.array([row["step"] / _steps_per_epoch(rows) for row in rows])
         return epochs, np.array([row[column] for row in rows])
 
     @property
     def every_epoch_recorded(self) -> bool:
         """Whether energies.csv has the end of each epoch, or the verdict asks metrics.csv."""
-        curve = self.energy_curve("abnormal_fraction")
-        return curve is not None and set(self.epochs) <= set(np.round(curve[0], 6))
+        return set(self.epochs) <= self._ends().keys()
 
     def training_signal(self, column: str, metric: str) -> np.ndarray:
         """``[T]``, a column of energies.csv at the ends of the epochs; else a metric over them."""
-        curve = self.energy_curve(column)
-        if curve is None or not self.every_epoch_recorded:
+        if not self.every_epoch_recorded:
             return self.curve(metric)
-        found = dict(zip(np.round(curve[0], 6), curve[1], strict=True))
-        return np.array([found[epoch] for epoch in self.epochs])
+        ends = self._ends()
+        return np.array([ends[epoch][column] for epoch in self.epochs])
+
+    def _of_training(self, attack: str) -> list[dict[str, Any]]:
+        return [r for r in self.energies if (r["split"], r["attack"]) == ("train", attack)]
+
+    def _ends(self) -> dict[int, dict[str, Any]]:
+        """The records at the ends of epochs under the training attack, by epoch."""
+        rows = self._of_training("training")
+        return {
+            row["epoch"]: row
+            for row in rows
+            # That of the last epoch is written at its end alone, which may have come early.
+            if row["epoch"] == self.epochs[-1]
+            or row["step"] == round(row["epoch"] * _steps_per_epoch(rows))
+        }
 
     def collapse(self) -> Collapse | None:
         """Catastrophic overfitting, if there was any."""
@@ -153,7 +163,7 @@ class Run:
         abnormal = self.training_signal("abnormal_fraction", "abnormal_fraction")
         delta = self.training_signal("delta_marginal_energy_mean", "delta_marginal_energy")
         # What is averaged over an epoch shows a collapse at its end only in the next one.
-        seen = slice(epoch, epoch + 2)
+        seen = slice(epoch, epoch + (1 if self.every_epoch_recorded else 2))
         return (
             f"CO in epoch {self.epochs[epoch]}: since epoch {self.epochs[before]} robust "
             f"validation accuracy {_change(robust[before], robust[epoch])}, under the training "
@@ -161,6 +171,13 @@ class Run:
             f"{_change(abnormal[before], abnormal[seen].max())}, mean dE(x) "
             f"{delta[before]:+.3f} → {delta[seen].max():+.3f}"
         )
+
+
+def _steps_per_epoch(rows: Sequence[Mapping[str, Any]]) -> float:
+    # Only the records at the ends of epochs have no step more than their epochs took; the last
+    # epoch may have ended early, by the guard.
+    ratios = {row["epoch"]: row["step"] / row["epoch"] for row in reversed(rows) if row["epoch"]}
+    return min([ratio for epoch, ratio in ratios.items() if epoch < max(ratios)] or ratios.values())
 
 
 def read_run(path: Path, name: str | None = None) -> Run:
@@ -265,7 +282,12 @@ def _tested(directory: RunDirectory) -> Tested | None:
         accuracies = {}
         for name, result in {"clean": report["natural"], **report["attacks"]}.items():
             low, high = result["interval"]
-            accuracies[name] = (float(result["accuracy"]), float(low), float(high))
+            steps = result.get("config", {}).get("steps")
+            accuracies[f"{name}-{steps}" if steps else name] = (
+                float(result["accuracy"]),
+                float(low),
+                float(high),
+            )
         return Tested(images=int(report["images"]), accuracies=accuracies)
     except KeyError as error:
         raise ValueError(f"{path} cannot be read: it has no {error}") from None

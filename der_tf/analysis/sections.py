@@ -131,7 +131,7 @@ def samples(runs: Sequence[Run], wanted: Sequence[int] | None, place: Path) -> S
 
 def landscapes(measured: Measured) -> Section:
     """Loss landscapes around the first images that every network classifies rightly."""
-    images, labels, norm = measured.images, measured.labels, measured.runs[0].config.norm
+    images, labels = measured.images, measured.labels
     right = np.ones(len(labels), bool)
     for of_run in measured.networks.values():
         for network in of_run.values():
@@ -139,6 +139,9 @@ def landscapes(measured: Measured) -> Section:
     # Those first that every network classifies rightly: their loss has the farthest to rise.
     chosen = np.argsort(~right, kind="stable")[:LANDSCAPES]
     x, y = images[chosen], labels[chosen]
+    which = "The images are the first of those drawn that every network classifies rightly."
+    if not right[chosen].all():
+        which = f"Of the images every network classifies {right[chosen].sum()} rightly."
     pictures = []
     for run in measured.with_networks():
         surfaces = {}
@@ -156,13 +159,12 @@ def landscapes(measured: Measured) -> Section:
         title="Loss landscape",
         pictures=pictures,
         caption="Cross-entropy at x + a (x* - x) + b r, clipped to [0, 1]: x* is that of FGSM "
-        f"against the network shown, r a random step of the same {norm} size. The "
+        "against the network shown, r a random step of the same size in its norm. The "
         "circle is x, the square x*, and both axes are in units of the radius ε. In a robust "
         "network the loss rises steadily from x to x* and is highest there. After catastrophic "
         "overfitting it is distorted: low at x and low again at x*, where the network was trained, "
         "with a peak between them that PGD finds (Kim et al., Understanding Catastrophic "
-        "Overfitting in Single-step Adversarial Training, 2021). The images are the first of those "
-        "drawn that every network classifies rightly as they are.",
+        f"Overfitting in Single-step Adversarial Training, 2021). {which}",
         notes=measured.notes(),
     )
 

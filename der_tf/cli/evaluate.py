@@ -219,6 +219,7 @@ def _measure(
     from der_tf.evaluation import card, inputs, parts, suites
     from der_tf.evaluation.diagnosis import diagnose
 
+    provenance = card.provenance()  # of the code that measures, whatever is checked out meanwhile
     seed, suite = about["seed"], about["suite"]
     ball = (about["threat_model"]["norm"], about["threat_model"]["epsilon"])
     test = images.test
@@ -280,7 +281,7 @@ def _measure(
         "warnings": warnings,
         "notes": suites.notes(suite, attacks, radius=ball[1]),
         "samples": f"{place.name}.npz",
-        **card.provenance(),
+        **provenance,
     }
     show_table(report, card.title(report))
     for warning in warnings:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from der_tf import figures
@@ -102,6 +103,7 @@ def _energies(evaluation: Evaluation, targeted: AttackResult, images: int) -> Fi
         for row, result in enumerate(attacks.values(), start=1):
             _distribution(axes, row, getattr(result, field), GREEN if row == len(attacks) else BLUE)
         axes.set(title=title, xlabel="energy (nats)")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
     every[0].set_yticks(range(len(rows)), rows)
     every[0].invert_yaxis()
     figure.suptitle(

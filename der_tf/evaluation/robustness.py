@@ -120,9 +120,9 @@ def evaluate(
             part = parts.load(name, index)
             loaded = part is not None
             if part is None:
-                began = time.perf_counter()
                 if name not in steps:
                     steps[name] = _attacked(name, attack, source, logits_of, x.shape[1:])
+                began = time.perf_counter()
                 moved, logits = steps[name](x, y, tf.constant([seed, index]))
                 part = _compare(name, x, y, natural, moved.numpy(), logits.numpy(), ball)
                 part["seconds"] = np.array([time.perf_counter() - began])

@@ -19,6 +19,7 @@ from der_tf.objectives import Objective
 from der_tf.regularizers import Regularizer
 from der_tf.training import inputs
 from der_tf.training.batch import TrainingBatch
+from der_tf.training.optimizers import unwrapped
 from der_tf.training.weight_perturbation import weights_read_as, worst_weights
 
 
@@ -37,14 +38,15 @@ class RobustClassifier(keras.Model):
     training mode; those that compare with natural images are measured on every batch whose
     natural pass the loss takes anyway, else on the first batch of an epoch and every
     ``natural_metrics_every``-th optimizer step. In ``evaluate``, all are measured on every batch
-    in inference mode under ``evaluation_attack``, and ``loss`` is the objective alone.
+    in inference mode under ``evaluation_attack``, and ``loss`` is the objective and the losses of
+    the network's own layers, without the regularizers.
 
     With adversarial weight perturbation (``awp_gamma``; AWP, Wu et al., arXiv 2004.05884), the loss
     and its gradients are those at weights w + v, the step is taken from w. v climbs the objective
     (the penalties are no part of that), of length ``awp_gamma |w|`` for each weight of more than
     one dimension; the metrics of the training steps, too, are measured at w + v.
 
-    All randomness of a training step is a function of (seed, optimizer step, replica).
+    All randomness of a training step is a function of (seed, number of the batch, replica).
 
     Args:
         network: Keras model, images float32 ``[B, H, W, C]`` in [0, 1] -> logits ``[B, K]``.
@@ -93,8 +95,10 @@ class RobustClassifier(keras.Model):
             evaluation_attack = attacks.get(evaluation_attack)
         if evaluation_attack is None:
             evaluation_attack = self.attack or PGD()
-            if isinstance(self.attack, Attack) and math.isfinite(self.attack.epsilon):
-                evaluation_attack = PGD(epsilon=self.attack.epsilon, norm=self.attack.norm)
+            if isinstance(self.attack, Attack):
+                evaluation_attack = PGD()
+                if math.isfinite(self.attack.epsilon):
+                    evaluation_attack = PGD(epsilon=self.attack.epsilon, norm=self.attack.norm)
         self.evaluation_attack = evaluation_attack
         for name, value in (
             ("awp_gamma", awp_gamma),
@@ -140,7 +144,8 @@ class RobustClassifier(keras.Model):
             x,
             y,
             attack=self.attack,
-            seed=self._seed(self.optimizer.iterations, training=True),
+            # The count of batches: that of updates stands still while gradients are accumulated.
+            seed=self._seed(unwrapped(self.optimizer)._iterations, training=True),
             step=self.optimizer.iterations,
         )
         shares_start, shares_gradient = self._shares_start(), self._shares_gradient()
@@ -176,9 +181,13 @@ class RobustClassifier(keras.Model):
             self._update_natural_metrics(y, batch.natural_logits, batch.adversarial_logits)
         elif self.natural_metrics_every:
             self._sample_natural_metrics(batch)
-        return self._results(
+        results = self._results(
             y, batch.natural_logits if self._user_metrics() else None, sample_weight
         )
+        if not (self.natural_metrics_every or batch.has("natural_logits")):
+            for metric in self.natural_metrics:
+                del results[metric.name]
+        return results
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Metrics of a batch (x, y[, sample_weight]) under the evaluation attack."""
@@ -195,6 +204,10 @@ class RobustClassifier(keras.Model):
         self.robust_accuracy.update_state(_correct(y, adversarial))
         self._update_natural_metrics(y, natural, adversarial)
         return self._results(y, natural, sample_weight)
+
+    def export(self, filepath: str, *args: Any, **kwargs: Any) -> Any:
+        """Keras' export of the network, images -> logits; :mod:`der_tf.export` adds signatures."""
+        return self.network.export(filepath, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """What :meth:`from_config` needs; objects in Keras' serialized form."""

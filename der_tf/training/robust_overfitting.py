@@ -25,8 +25,8 @@ class RobustOverfittingMonitor(Alarms):
         max_{s <= e} v_s - mean(v over the window) >= gap    and
         the least-squares line through m over the window falls.
 
-    It costs nothing. Epochs without validation are left out; where no epoch of a training has any,
-    it says so at the end.
+    It costs nothing. Epochs without validation or ``natural_metrics_every`` are left out; where all
+    of a training are, it says so at the end.
 
     Args:
         gap: in accuracy. Default 0.03.
@@ -62,8 +62,8 @@ class RobustOverfittingMonitor(Alarms):
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         logs = logs or {}
-        if "val_robust_accuracy" not in logs:
-            return  # validation_freq
+        if not {"val_robust_accuracy", "delta_marginal_energy"} <= logs.keys():
+            return  # validation_freq, or natural_metrics_every=0
         rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
         self._rates.append(float(rate))
         self._robust.append(float(logs["val_robust_accuracy"]))
@@ -83,8 +83,8 @@ class RobustOverfittingMonitor(Alarms):
     def on_train_end(self, logs=None) -> None:
         if not self._robust:
             self._write(
-                "RobustOverfittingMonitor compares validation accuracies, and received no "
-                "validation data: nothing was watched"
+                "RobustOverfittingMonitor compares val_robust_accuracy and delta_marginal_energy, "
+                "and received no validation data or natural_metrics_every=0: nothing was watched"
             )
 
     def _is_alarm(self, counts: Iterable[int]) -> bool:

@@ -27,6 +27,28 @@ def test_records_within_epochs_lie_between_them(tmp_path):
     np.testing.assert_allclose(epochs, [1 / 3, 1, 4 / 3, 2])
 
 
+def test_the_last_epoch_may_end_early(tmp_path):
+    """By the guard, within the fourth epoch."""
+    rows = [energy_row(n, step, 0.1 * n) for n, step in ((1, 10), (2, 20), (3, 30), (4, 33))]
+    make_run(tmp_path / "run", rows)
+    run = read_run(tmp_path / "run")
+    epochs, _ = run.energy_curve("abnormal_fraction")
+    np.testing.assert_allclose(epochs, [1, 2, 3, 3.3])
+    assert run.every_epoch_recorded
+    found = run.training_signal("abnormal_fraction", "abnormal_fraction")
+    np.testing.assert_allclose(found, [0.1, 0.2, 0.3, 0.4])
+
+
+def test_what_is_measured_at_the_end_of_the_collapse_is_told(tmp_path):
+    """Not what the energies become in the epoch after it."""
+    shares = (0.0, 0.0, 0.1, 0.8, 0.9)
+    make_run(tmp_path / "run", [energy_row(n, 10 * n, shares[n - 1]) for n in range(1, 6)])
+    run = read_run(tmp_path / "run")
+    longer = dataclasses.replace(run, metrics=[*run.metrics, {**run.metrics[-1], "epoch": 5}])
+    assert longer.verdict().startswith("CO in epoch 4")
+    assert "abnormal samples 10.0 → 80.0 %" in longer.verdict()
+
+
 def test_curves_are_those_of_the_training_samples_under_the_attack_asked_for(tmp_path):
     rows = [
         energy_row(1, 10, 0.1),

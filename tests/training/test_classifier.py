@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from der_tf import RobustClassifier, attacks, energy, objectives
+from der_tf.attacks import RSFGSM
 from der_tf.regularizers import AbnormalExamples, DeltaEnergy, GradAlign
 from tests.training.small_classifiers import assert_same_weights, compiled, fit, small_network
 
@@ -262,3 +263,41 @@ def test_layer_losses_are_added_once(digits):
         each.train_on_batch(digits[0][:16], digits[1][:16])
     difference = plain.network.layers[-1].kernel.numpy() - network.layers[-1].kernel.numpy()
     np.testing.assert_allclose(difference, kernel, atol=1e-6)
+
+
+def test_every_batch_has_noise_of_its_own_while_gradients_are_accumulated(digits):
+    seen = []
+
+    class Noted(RSFGSM):
+        def start(self, x, seed):
+            seen.append(tuple(seed.numpy()))
+            return super().start(x, seed)
+
+    model = RobustClassifier(small_network(), Noted(epsilon=0.1))
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
+    model.compile(optimizer, run_eagerly=True)
+    fit(model, *digits, epochs=1)
+    assert len(set(seen)) == len(seen) == int(optimizer._iterations)
+    assert int(optimizer.iterations) < len(seen)
+
+
+def test_natural_metrics_can_be_left_out_of_training(digits):
+    model = compiled(small_network(), "fgsm", natural_metrics_every=0)
+    history = fit(model, *digits, epochs=1, validation_data=digits)
+    for name in ("clean_accuracy", "delta_marginal_energy", "abnormal_fraction"):
+        assert name not in history
+        assert f"val_{name}" in history
+    assert {"loss", "robust_accuracy"} <= history.keys()
+
+
+def test_keras_exports_it(digits, tmp_path):
+    model = compiled(small_network(), "fgsm")
+    fit(model, *digits, epochs=1)
+    model.export(tmp_path / "exported", verbose=False)
+    loaded = tf.saved_model.load(str(tmp_path / "exported"))
+    images = digits[0][:5]
+    np.testing.assert_allclose(
+        loaded.serve(images),
+        model.predict(images, verbose=0),
+        atol=1e-5,
+    )
