@@ -48,14 +48,16 @@ def generate(
         load_tensorflow(options.debug)
         from der_tf import generation
         from der_tf.evaluation.loading import load_classifier
+        from der_tf.generation import digests
         from der_tf.generation.collection import Collection
 
         with preparing():
             classifier = load_classifier(run_or_model)
+            digest = digests.of_files(classifier.path)  # at once: a run may be going on
             images = _data(classifier, options)
             wanted = _classes(options.classes, images.class_names)
             scorer = _scorer(options.extractor, images) if options.extractor else None
-            own = {"model": str(classifier.path), "dataset": images.name}
+            own = {"model": str(classifier.path), "digest": digest, "dataset": images.name}
             settings = options.sampling() | own
             place = options.out or _default_place(classifier)
             collection = Collection(place, images.class_names)

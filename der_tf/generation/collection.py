@@ -40,6 +40,10 @@ class Collection:
     def open(self, settings: dict[str, Any]) -> None:
         """Make the folder, or read what it holds.
 
+        Args:
+            settings: what decides on the samples. Of these ``model``, a path, is for people to
+                read: the model is known by its ``digest``.
+
         Raises:
             ValueError: when it holds samples that were made otherwise.
         """
@@ -59,7 +63,13 @@ class Collection:
                 )
             old = json.loads(config.read_text(encoding="utf-8"))
             new = json.loads(json.dumps(settings))
-            for name in sorted(old.keys() | new.keys()):
+            if old.get("digest") != new["digest"]:
+                raise ValueError(
+                    f"{self.path} holds samples of the model {old.get('model')} (digest "
+                    f"{old.get('digest', 'unknown')}); received {new['model']} (digest "
+                    f"{new['digest']}): choose another folder"
+                )
+            for name in sorted((old.keys() | new.keys()) - {"model"}):
                 if old.get(name) != new.get(name):
                     raise ValueError(
                         f"{self.path} holds samples of {name} {old.get(name)}; received "

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from der_tf import models
 from der_tf.cli import main
+from der_tf.export import export
 
 FAST = ["--dataset", "digits", "--limit-train", "200", "--steps", "4", "--step-size", "0.1"]
 MOVING = [*FAST, "--noise", "0.2", "--quantile", "0"]  # chains that are seen to move
@@ -88,6 +90,49 @@ def test_everything_is_written_and_a_stopped_command_goes_on(model, extractor, t
     other = ["--num", "3", "--steps", "5", "--out", str(second)]
     assert main(["generate", model, *MOVING[:4], *other]) == 2
     assert "choose another folder" in capsys.readouterr().err
+
+
+def test_a_collection_knows_its_model_by_what_it_is_not_by_its_path(tmp_path, capsys, monkeypatch):
+    """The path stays when a run goes on; and one model is given by several paths."""
+    monkeypatch.chdir(tmp_path)
+    few = [*FAST, "--classes", "3", "--out", "samples", "--num"]
+    models.convnet((8, 8, 1), 10, width=4).save("tiny.keras")
+    assert main(["generate", "tiny.keras", *few, "1"]) == 0
+    assert main(["generate", str(tmp_path / "tiny.keras"), *few, "2"]) == 0
+    shutil.copy("tiny.keras", "moved.keras")
+    assert main(["generate", "moved.keras", *few, "3"]) == 0
+    assert "2 of 3 images are there" in capsys.readouterr().out
+
+    models.convnet((8, 8, 1), 10, width=4).save("tiny.keras")  # the same but for its weights
+    assert main(["generate", "tiny.keras", *few, "4"]) == 2
+    error = capsys.readouterr().err
+    assert "samples holds samples of the model tiny.keras (digest " in error
+    assert error.count("\n") == 1
+    assert len(rows_of(tmp_path / "samples")) == 3
+
+    # A folder of a command that kept no digest.
+    config = tmp_path / "samples" / "config.json"
+    settings = json.loads(config.read_text())
+    del settings["digest"]
+    config.write_text(json.dumps(settings))
+    assert main(["generate", "moved.keras", *few, "4"]) == 2
+    assert "(digest unknown)" in capsys.readouterr().err
+
+
+def test_a_collection_of_a_saved_model(tmp_path, capsys):
+    """What lies beside graph and variables may change."""
+    place = tmp_path / "tiny" / "1"
+    command = ["generate", str(place.parent), *FAST, "--classes", "3"]
+    command += ["--out", str(tmp_path / "samples"), "--num"]
+    export(models.convnet((8, 8, 1), 10, width=4), place.parent)
+    assert main([*command, "1"]) == 0
+    (place / "assets.extra" / "model_card.json").write_text("{}")
+    assert main([*command, "2"]) == 0
+    capsys.readouterr()
+    shutil.rmtree(place)
+    export(models.convnet((8, 8, 1), 10, width=4), place.parent)
+    assert main([*command, "3"]) == 2
+    assert f"holds samples of the model {place} (digest " in capsys.readouterr().err
 
 
 def test_bad_arguments_are_one_line(model, tmp_path, capsys):
