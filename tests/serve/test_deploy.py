@@ -43,13 +43,19 @@ def compose():
 
 
 @pytest.fixture(scope="module")
-def model():
-    """Name of the one model of models.config."""
+def models():
+    """Names of the models of models.config."""
     config = text_proto("models.config", model_server_config_pb2.ModelServerConfig)
-    (entry,) = config.model_config_list.config
-    assert entry.base_path == f"/models/{entry.name}"
-    assert entry.model_platform == "tensorflow"
-    return entry.name
+    for entry in config.model_config_list.config:
+        assert entry.base_path == f"/models/{entry.name}"
+        assert entry.model_platform == "tensorflow"
+    return [entry.name for entry in config.model_config_list.config]
+
+
+@pytest.fixture(scope="module")
+def model(models):
+    """The first of them, which the probes ask for."""
+    return models[0]
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +104,14 @@ def test_compose_and_kubernetes_use_flags_that_both_servers_have(compose, manife
 
 
 @pytest.fixture(scope="module", params=COMMANDS)
-def composed(request, compose, model, tmp_path_factory):
-    """A server with the flags of compose.yaml: its port, its REST port, the model's folder."""
+def composed(request, compose, models, tmp_path_factory):
+    """A server with the flags of compose.yaml: its port, REST port, the first model's folder."""
     folder = tmp_path_factory.mktemp("composed")
     config = (DEPLOY / "models.config").read_text().replace("/models/", f"{folder}/")
     (folder / "models.config").write_text(config)
     write_models(folder)
-    (folder / "robust").rename(folder / model)
+    for name in models:
+        shutil.copytree(folder / "robust", folder / name)
     port, rest_port = free_port(), free_port()
     arguments = [
         argument.replace("/config/models.config", f"{folder}/models.config").replace(
@@ -124,9 +131,9 @@ def composed(request, compose, model, tmp_path_factory):
         subprocess.Popen(command, stdout=log, stderr=log) as process,
     ):
         try:
-            with Client(f"127.0.0.1:{port}", model) as client:
+            with Client(f"127.0.0.1:{port}", models[0]) as client:
                 client.wait_until_ready(120)
-            yield port, rest_port, folder / model
+            yield port, rest_port, folder / models[0]
         finally:
             process.terminate()
 
@@ -358,6 +365,14 @@ def test_the_guide_gives_the_defaults_of_the_export():
     assert {name: parameters[name].default for name in told} == {
         name: int(value) for name, value in told.items()
     }
+
+
+def test_the_commands_for_production_ask_for_models_that_are_configured(models):
+    guide = (DEPLOY.parents[1] / "docs" / "serving.md").read_text()
+    (section,) = re.findall(r"^## TensorFlow Serving in production\n(.*?)^## ", guide, re.M | re.S)
+    asked = set(re.findall(r"--model (\S+)", section))
+    assert asked
+    assert asked <= set(models)
 
 
 def test_every_file_is_explained_in_the_guide():
