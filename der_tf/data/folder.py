@@ -78,7 +78,8 @@ def read_all(paths: np.ndarray, size: int) -> np.ndarray:
     def read(path: str) -> np.ndarray:
         try:
             with _opened(path) as image:
-                fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+                picture = _eight_bits(image).convert("RGB")
+            fitted = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
         except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
             raise _corrupt(path, error) from error
         return np.asarray(fitted)
@@ -123,6 +124,13 @@ def _opened(path: str) -> Image.Image:
         return Image.open(str(path))  # an np.str_ would show as such in the error
     except (OSError, SyntaxError) as error:
         raise _corrupt(path, error) from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey by its high byte, as TensorFlow decodes it; Pillow would clip it to white."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image
 
 
 def _corrupt(path: str, reason: object) -> ValueError:

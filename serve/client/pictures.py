@@ -33,12 +33,19 @@ def read(paths: Sequence[Path], metadata: Metadata, signature: str) -> np.ndarra
     arrays = []
     for path in paths:
         with Image.open(path) as image:
-            picture = image.convert(_MODES[channels])
+            picture = _eight_bits(image).convert(_MODES[channels])
         if height and width and picture.size != (width, height):
             picture = picture.resize((width, height), Image.Resampling.BILINEAR)
         pixels = np.asarray(picture, np.float32) / 255
         arrays.append(pixels.reshape(*pixels.shape[:2], -1))
     return np.stack(arrays)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey by its high byte, as the server decodes it; Pillow would clip it to white."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image
 
 
 def _to_image(pixels: np.ndarray) -> Image.Image:

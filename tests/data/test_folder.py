@@ -65,6 +65,18 @@ def test_other_colour_modes_become_rgb(write_images, mode, image_size):
         assert 0 < len(grey) < len(images)
 
 
+@pytest.mark.parametrize("image_size", [16, 100])  # read by Pillow, by TensorFlow
+def test_sixteen_bit_grey_is_read_by_its_high_byte(write_images, image_size):
+    folder = write_images("train", count=10)
+    deep = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16) + 200
+    place = folder / "val" / "cat"
+    place.mkdir(parents=True)
+    Image.fromarray(deep).save(place / "deep.png")
+    Image.fromarray((deep >> 8).astype(np.uint8)).save(place / "grey.png")
+    (found, expected), _ = examples(load(folder, image_size=image_size).test)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_size_defaults_to_that_of_small_images_and_else_to_224(write_images):
     folder = write_images(size=(20, 20))
     assert load(folder).input_shape == (20, 20, 3)

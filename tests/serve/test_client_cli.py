@@ -78,11 +78,14 @@ def test_class_names_come_with_the_model_when_it_lies_here(run, pictures, server
     assert json.loads(out)[0]["label"] == CLASS_NAMES[number]
 
 
-def test_energy_reads_files_as_the_server_does(run, pictures, server):
-    status, out, _ = run("energy", "a.png", "b.jpg", "--json")
+def test_energy_reads_files_as_the_server_does(run, pictures, server, tmp_path):
+    deep = np.random.default_rng(0).integers(0, 1 << 16, (8, 8), np.uint16)  # 16 bits of grey
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    names = ("a.png", "b.jpg", "deep.png")
+    status, out, _ = run("energy", *names, "--json")
     assert status == 0
     with server.client() as client:
-        expected = client.predict_bytes([Path(name).read_bytes() for name in ("a.png", "b.jpg")])
+        expected = client.predict_bytes([Path(name).read_bytes() for name in names])
     energies = [record["marginal_energy"] for record in json.loads(out)]
     np.testing.assert_allclose(energies, expected["marginal_energy"], atol=0.02)
     _, out, _ = run("energy", "a.png")
