@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -34,6 +35,8 @@ MAX_MESSAGE_BYTES = 128 << 20
 _SPARE_THREADS = 8
 # Calls that may wait for one of these; gRPC itself refuses more, with another text.
 _MAX_WAITING = 1024
+# Refusing before the end: gRPC drops what has arrived and is not yet taken up when it stops.
+_REFUSING_SECONDS = 0.5
 # A reload waits for its models to load, so few of them may hold a spare thread.
 _MAX_RELOADS = 2
 
@@ -161,6 +164,22 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         return _answer(context, call, self._reloads)
 
 
+class _Refusal(grpc.ServerInterceptor):
+    """Once ``ending`` is set, calls that arrive are refused; only the health service answers."""
+
+    def __init__(self) -> None:
+        self.ending = threading.Event()
+
+    def intercept_service(self, continuation, details):
+        if not self.ending.is_set() or details.method.startswith("/grpc.health."):
+            return continuation(details)
+        return grpc.unary_unary_rpc_method_handler(
+            lambda request, context: context.abort(
+                grpc.StatusCode.UNAVAILABLE, "Server is shutting down"
+            )
+        )
+
+
 class GrpcServer:
     """The listening gRPC server.
 
@@ -184,8 +203,10 @@ class GrpcServer:
             **(channel_arguments or {}),
         }
         threads = max_threads + _SPARE_THREADS
+        self._refusal = _Refusal()
         self._server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
+            interceptors=[self._refusal],
             options=list(options.items()),
             maximum_concurrent_rpcs=threads + _MAX_WAITING,
         )
@@ -224,6 +245,8 @@ class GrpcServer:
     def drain(self, seconds: float) -> threading.Event:
         """Refuse new calls, let running ones end; the event is set when they have."""
         self._health.enter_graceful_shutdown()
+        self._refusal.ending.set()
+        time.sleep(_REFUSING_SECONDS)
         return self._server.stop(seconds)
 
 

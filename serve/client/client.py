@@ -27,10 +27,10 @@ class Client(ClientBase):
             answer = client.predict(images)  # {"classes": [B], "probabilities": [B, K], ...}
 
     Safe to share between threads. Inputs are checked against the server's own description of the
-    model before they are sent (ValueError). Requests that fail with UNAVAILABLE or
-    RESOURCE_EXHAUSTED are sent again with exponential back-off and jitter. One version answers all
-    rows of a call: parts that an older one answered are asked again of the newer one, and the whole
-    call, should that be withdrawn meanwhile. Nothing else is sent twice.
+    model before they are sent (ValueError). Requests that fail with UNAVAILABLE, RESOURCE_EXHAUSTED
+    or, by the server, with CANCELLED are sent again with exponential back-off and jitter. One
+    version answers all rows of a call: parts that an older one answered are asked again of the
+    newer one, and the whole call, should that be withdrawn meanwhile. Nothing else is sent twice.
 
     Args:
         target: ``host:port`` of the gRPC port, or any gRPC target (``dns:///name:8500`` spreads

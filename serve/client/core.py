@@ -269,13 +269,14 @@ def _channel_options(
 ) -> list[tuple[str, Any]]:
     method: dict[str, Any] = {"name": [{}]}
     if max_attempts > 1:
-        # gRPC adds the jitter. The deadline of a call covers all of its attempts.
+        # gRPC adds the jitter. The deadline of a call covers all of its attempts. CANCELLED is what
+        # a server answers that stops; a call that is cancelled on this side gRPC never sends again.
         method["retryPolicy"] = {
             "maxAttempts": max_attempts,
             "initialBackoff": "0.1s",
             "maxBackoff": "5s",
             "backoffMultiplier": 3,
-            "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+            "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
         }
     config = {"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [method]}
     options: list[tuple[str, Any]] = [

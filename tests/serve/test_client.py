@@ -101,7 +101,7 @@ def test_requests_stay_below_16_mb_whatever_the_batch_size(service, kind):
     assert len(service.sizes) == 2
 
 
-@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED])
+@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.CANCELLED])
 def test_a_busy_server_is_asked_again_with_growing_pauses(service, client, code):
     service.failures = [code] * 3
     client.status()
@@ -109,6 +109,18 @@ def test_a_busy_server_is_asked_again_with_growing_pauses(service, client, code)
     pauses = np.diff(service.times)
     assert pauses[2] > pauses[0]
     assert pauses.sum() > 0.5
+
+
+def test_what_is_cancelled_on_this_side_is_not_sent_again(service):
+    service.delay = 0.5
+    with Client(service.target, "m") as client, futures.ThreadPoolExecutor() as pool:
+        call = pool.submit(client.predict, images(1))
+        while not service.calls["Predict"]:
+            time.sleep(0.01)
+        client.close()
+        assert call.exception(timeout=10).code is Code.CANCELLED
+        time.sleep(1)
+    assert service.calls["Predict"] == 1
 
 
 def test_retries_end_and_the_last_refusal_is_raised(service, kind):
