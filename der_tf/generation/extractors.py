@@ -12,6 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from der_tf.generation import digests
+
 # The tensors of the Inception graph that published scores were computed with
 # (classify_image_graph_def.pb of 2015): images of 299x299 in [-1, 1].
 INCEPTION_SIZE = 299
@@ -26,11 +28,14 @@ class Extractor:
         name: what scores are called by; scores of two names are never compared.
         function: the network.
         channels: C that it takes; None for any.
+        digest: of the network; scores of two are never compared, whatever their name. None of a
+            callable, which says nothing about itself.
     """
 
     name: str
     function: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor | None]]
     channels: int | None = None
+    digest: str | None = None
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Features and logits of a batch; logits are None where the network has none.
@@ -80,7 +85,8 @@ def load_extractor(source: Any, name: str | None = None) -> Extractor:
               a plain classifier: its logits, and what its last layer takes as features;
             * any callable images -> features, or -> (features, logits), or -> a mapping with
               ``features`` and maybe ``logits``.
-        name: default None: of the file, the model or the function.
+        name: default None: of the file (``RUN/best.keras`` is RUN-best, ``NAME/3`` is NAME-3), the
+            model or the function.
 
     Raises:
         ValueError: when it is none of these, or has no features.
@@ -89,7 +95,7 @@ def load_extractor(source: Any, name: str | None = None) -> Extractor:
         return source
     if isinstance(source, str | os.PathLike):
         path = _local(os.fspath(source))
-        return _from_path(path, name or path.stem)
+        return _from_path(path, name or _title(path))
     if isinstance(source, keras.Model):
         return _from_keras(source, name or source.name)
     if not callable(source):
@@ -115,6 +121,13 @@ def _two(answer: Any, name: str) -> tuple[Any, Any]:
             )
         return answer[0], answer[1]
     return answer, None
+
+
+def _title(path: Path) -> str:
+    """Of files that are called alike everywhere, with the folder's name in front."""
+    path = path.resolve()
+    alike = path.name.isdigit() or path.name in ("best.keras", "last.keras", "swa.keras")
+    return f"{path.parent.name}-{path.stem}" if alike else path.stem
 
 
 def _local(source: str) -> Path:
@@ -160,7 +173,8 @@ def _from_saved_model(path: Path, name: str) -> Extractor:
         # Only `loaded` keeps the variables alive.
         return _two(loaded.signatures["serving_default"](**{input_name: images}), name)
 
-    return Extractor(name, function, spec.shape[-1] if spec.shape.rank == 4 else None)
+    channels = spec.shape[-1] if spec.shape.rank == 4 else None
+    return Extractor(name, function, channels, digests.of_files(path))
 
 
 def _from_keras(model: keras.Model, name: str) -> Extractor:
@@ -188,8 +202,8 @@ def _from_keras(model: keras.Model, name: str) -> Extractor:
             raise ValueError(f"the extractor {name} has no single layer before its logits")
         model = keras.Model(model.inputs, [features, model.output])
     run = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
-    channels = model.inputs[0].shape[-1]
-    return Extractor(name, lambda images: _two(run(images), name), channels)
+    channels, digest = model.inputs[0].shape[-1], digests.of_weights(model)
+    return Extractor(name, lambda images: _two(run(images), name), channels, digest)
 
 
 def _from_frozen_graph(path: Path, name: str) -> Extractor:
@@ -216,4 +230,4 @@ def _from_frozen_graph(path: Path, name: str) -> Extractor:
         features, logits = pruned(2.0 * resized - 1.0)
         return features, logits
 
-    return Extractor(name, function, channels=3)
+    return Extractor(name, function, 3, digests.of_files(path))

@@ -34,11 +34,13 @@ class Features:
         extractor: its name.
         features: float32 ``[N, D]``.
         logits: float32 ``[N, C]``, or None.
+        digest: the extractor's, None where it is not known.
     """
 
     extractor: str
     features: np.ndarray
     logits: np.ndarray | None
+    digest: str | None = None
 
     def __len__(self) -> int:
         """Number of images N."""
@@ -56,6 +58,7 @@ class Score:
         num_samples: images that were scored.
         num_reference: images they were compared with; None for the Inception Score.
         standard_error: of the value, None where it is not estimated.
+        digest: the extractor's, None where it is not known.
     """
 
     name: str
@@ -64,12 +67,13 @@ class Score:
     num_samples: int
     num_reference: int | None = None
     standard_error: float | None = None
+    digest: str | None = None
 
     def __float__(self) -> float:
         return self.value
 
     def __lt__(self, other: Score) -> bool:
-        _require_same(self.extractor, other.extractor)
+        _require_same((self.extractor, self.digest), (other.extractor, other.digest))
         if self.name != other.name:
             raise ValueError(f"scores of one name are compared; received {self.name}, {other.name}")
         return self.value < other.value
@@ -96,6 +100,7 @@ def extract(images: Any, extractor: Any, *, batch_size: int = 64) -> Features:
         extractor.name,
         np.concatenate([part[0] for part in parts]),
         None if any(part is None for part in logits) else np.concatenate(logits),
+        extractor.digest,
     )
 
 
@@ -117,7 +122,7 @@ def inception_score(images: Any, extractor: Any = None, *, batch_size: int = 64)
             f"the Inception Score needs logits; the extractor {found.extractor} has features only"
         )
     value = classifier_metrics().classifier_score_from_logits(tf.constant(found.logits, tf.float64))
-    return Score("IS", float(value), found.extractor, len(found))
+    return Score("IS", float(value), found.extractor, len(found), digest=found.digest)
 
 
 def frechet_distance(
@@ -152,7 +157,7 @@ def frechet_distance(
             BiasedScoreWarning,
             stacklevel=2,
         )
-    return Score("FID", value, first.extractor, len(first), len(second))
+    return Score("FID", value, first.extractor, len(first), len(second), digest=first.digest)
 
 
 def kernel_distance(
@@ -186,7 +191,7 @@ def kernel_distance(
         *shuffled, max_block_size=block_size
     )
     error = float(error) if np.isfinite(error) else None
-    return Score("KID", float(value), first.extractor, len(first), len(second), error)
+    return Score("KID", float(value), first.extractor, len(first), len(second), error, first.digest)
 
 
 def precision_recall(
@@ -221,8 +226,8 @@ def precision_recall(
         )
     precision = _share_inside(first.features, second.features, neighbors)
     recall = _share_inside(second.features, first.features, neighbors)
-    counts = (first.extractor, len(first), len(second))
-    return Score("precision", precision, *counts), Score("recall", recall, *counts)
+    made = (first.extractor, len(first), len(second), None, first.digest)
+    return Score("precision", precision, *made), Score("recall", recall, *made)
 
 
 def all_scores(samples: Features, reference: Features) -> tuple[list[Score], list[str]]:
@@ -302,7 +307,7 @@ def _pair(
         extractor = load_extractor(extractor)
     first = _features(samples, extractor, batch_size)
     second = _features(reference, extractor, batch_size)
-    _require_same(first.extractor, second.extractor)
+    _require_same((first.extractor, first.digest), (second.extractor, second.digest))
     if first.features.shape[1] != second.features.shape[1]:
         raise ValueError(
             f"features of one extractor are compared; received {first.features.shape[1]} and "
@@ -322,14 +327,20 @@ def _features(images: Any, extractor: Any, batch_size: int) -> Features:
             raise ValueError("images need an extractor to be scored; received None")
         return extract(images, extractor, batch_size=batch_size)
     if isinstance(extractor, Extractor):
-        _require_same(images.extractor, extractor.name)
+        _require_same((images.extractor, images.digest), (extractor.name, extractor.digest))
     return images
 
 
-def _require_same(first: str, second: str) -> None:
-    if first != second:
+def _require_same(first: tuple[str, str | None], second: tuple[str, str | None]) -> None:
+    """Of two extractors (name, digest)."""
+    if first[0] != second[0]:
         raise ValueError(
-            f"scores of two extractors cannot be compared; received {first} and {second}"
+            f"scores of two extractors cannot be compared; received {first[0]} and {second[0]}"
+        )
+    if None not in (first[1], second[1]) and first[1] != second[1]:
+        raise ValueError(
+            f"scores of two extractors cannot be compared; received two of the name {first[0]}, "
+            f"whose digests are {first[1]} and {second[1]}"
         )
 
 

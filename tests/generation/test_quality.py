@@ -184,6 +184,48 @@ def test_a_keras_classifier_by_its_penultimate_features(classifier, tmp_path):
     np.testing.assert_allclose(again.features, found.features, atol=1e-6)
 
 
+def test_two_networks_of_one_name_are_two_extractors(classifier, tmp_path):
+    """A run's best.keras is called after the run, and a name that is given proves nothing."""
+    images = pictures()
+    other = keras.models.clone_model(classifier)  # with weights of its own
+    for model, run in ((classifier, "one"), (other, "other")):
+        (tmp_path / run).mkdir()
+        model.save(tmp_path / run / "best.keras")
+    files = [tmp_path / run / "best.keras" for run in ("one", "other")]
+    assert [load_extractor(file).name for file in files] == ["one-best", "other-best"]
+
+    first, second = (extract(images, load_extractor(file, name="own")) for file in files)
+    with pytest.raises(ValueError, match="two of the name own, whose digests are"):
+        frechet_distance(first, second)
+    with pytest.raises(ValueError, match="two of the name own"):
+        frechet_distance(first, images, load_extractor(files[1], name="own"))
+    scores = [kernel_distance(features, features) for features in (first, second)]
+    with pytest.raises(ValueError, match="two of the name own"):
+        assert scores[0] < scores[1]
+    # The same network, however it is given.
+    again = extract(images, load_extractor(classifier, name="own"))
+    assert frechet_distance(first, again).value == pytest.approx(0, abs=1e-3)
+
+
+def test_versions_of_a_saved_model_are_two_extractors(tmp_path):
+    class Scaled(tf.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = tf.Variable(scale)
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 6, 6, 3], tf.float32, "images")])
+        def run(self, images):
+            return {"features": self.scale * tf.reshape(images, [-1, 108])[:, :5]}
+
+    found = []
+    for version, scale in (("1", 1.0), ("2", 2.0)):
+        module = Scaled(scale)
+        tf.saved_model.save(module, str(tmp_path / "net" / version), signatures=module.run)
+        found.append(load_extractor(tmp_path / "net" / version))
+    assert [extractor.name for extractor in found] == ["net-1", "net-2"]
+    assert found[0].digest != found[1].digest
+
+
 def test_saved_models_with_and_without_features(classifier, tmp_path):
     def save(path, outputs):
         module = tf.Module()
