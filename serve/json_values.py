@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 import math
+import string
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,9 @@ FLOATS: dict[int, tuple[Any, int, float]] = {
     types_pb2.DT_FLOAT: (np.float32, 2**24 - 1, float(np.finfo(np.float32).max)),
     types_pb2.DT_DOUBLE: (np.float64, 2**53 - 1, float(np.finfo(np.float64).max)),
 }
+
+# TensorFlow Serving's base64 decoder passes over ASCII whitespace: files come with line breaks.
+_WITHOUT_WHITESPACE = dict.fromkeys(map(ord, string.whitespace))
 
 
 def quoted(value: Any) -> str:
@@ -173,7 +177,7 @@ def _unbase64(value: dict) -> bytes:
         raise invalid_argument(
             f"JSON Value: {quoted(value)} not formatted correctly for base64 data"
         )
-    text = value["b64"]
+    text = value["b64"].translate(_WITHOUT_WHITESPACE)
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:

@@ -74,6 +74,23 @@ def test_base64_both_ways_and_bytes_that_are_no_utf8(server):
     assert [row["text"] for row in rows[2:]] == texts[2:]
 
 
+def test_base64_in_lines_is_taken_as_one(server):
+    """As `base64 FILE` writes it; other characters are refused, as by TensorFlow Serving."""
+    lines = base64.encodebytes(b"some text " * 20).decode()
+    assert lines.count("\n") > 1
+    for encoded in (lines, " \t\r\n\v\f".join("YWJj"), "YQ = =\n"):
+        body = {"signature_name": "strings", "instances": [{"b64": encoded}]}
+        status, reply = post(server, "zoo:predict", body)
+        assert status == 200
+        text = base64.decodebytes(encoded.encode()).decode()
+        assert reply["predictions"][0]["text"] == text
+    for encoded in ("_-_-", "YWJj\u00a0", "YW*Jj"):
+        body = {"signature_name": "strings", "instances": [{"b64": encoded}]}
+        status, text = error(server, "zoo:predict", body)
+        assert status == 400
+        assert "Unable to base64 decode" in text
+
+
 def test_special_numbers(server):
     body = b'{"signature_name": "echo", "inputs": [NaN, Infinity, -Infinity, Inf, -Inf, 1e30]}'
     _, reply = post(server, "zoo:predict", body)
