@@ -99,7 +99,8 @@ def export(
                 )
             names = classifier.class_names
             if labels is not None:
-                names = tuple(labels.read_text(encoding="utf-8").splitlines())
+                # Some editors begin a file with a byte order mark.
+                names = tuple(labels.read_text(encoding="utf-8-sig").splitlines())
             starts = None
             if initializer is not None:
                 starts = LocalClasswisePCA.load(initializer)

@@ -101,10 +101,11 @@ class Options:
 
     def names(self, client: Client) -> Names:
         if self.labels is not None:
-            return Names(self.labels.read_text().splitlines())
+            # Some editors begin a file with a byte order mark.
+            return Names(self.labels.read_text(encoding="utf-8-sig").splitlines())
         version = client.metadata().version
         path = SAVED_MODELS / client.model / str(version) / "assets" / "labels.txt"
-        return Names(path.read_text().splitlines() if path.is_file() else [])
+        return Names(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [])
 
 
 def _default_model() -> str:

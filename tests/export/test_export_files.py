@@ -10,6 +10,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 import der_tf
+from der_tf.cli import main
 from der_tf.export import export
 
 
@@ -30,6 +31,15 @@ def test_labels_are_an_asset(exported, make_network, tmp_path):
     assert Path(loaded.labels.asset_path.numpy().decode()).read_text("utf-8") == text
     unnamed = export(make_network(), tmp_path / "m")
     assert (unnamed / "assets" / "labels.txt").read_text("utf-8") == "0\n1\n2\n3\n4\n"
+
+
+def test_a_labels_file_may_begin_with_a_byte_order_mark(tmp_path):
+    model((8, 8, 1), *dense(2)).save(tmp_path / "tiny.keras")
+    (tmp_path / "names.txt").write_text("café\ndog\n", "utf-8-sig")
+    options = ["--labels", str(tmp_path / "names.txt"), "--export-dir", str(tmp_path)]
+    assert main(["export", str(tmp_path / "tiny.keras"), *options]) == 0
+    labels = tmp_path / "tiny" / "1" / "assets" / "labels.txt"
+    assert labels.read_text(encoding="utf-8").split() == ["café", "dog"]
 
 
 def test_the_folder_holds_nothing_else(exported):

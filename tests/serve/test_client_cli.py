@@ -92,6 +92,14 @@ def test_energy_reads_files_as_the_server_does(run, pictures, server, tmp_path):
     assert f"{energies[0]:.3f}" in out
 
 
+def test_a_labels_file_may_begin_with_a_byte_order_mark(run, tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join(["café", *CLASS_NAMES[1:]]), "utf-8-sig")
+    sample = ["sample", "--label", "café", "--count", "1", "--labels", "names.txt"]
+    status, out, err = run(*sample, "--json", model="generator")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["samples"][0]["label"] == "café"
+
+
 def test_sample_writes_a_grid_with_a_row_a_class(run, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(CLASS_NAMES))
     status, out, err = run(
