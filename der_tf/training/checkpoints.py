@@ -13,6 +13,9 @@ import tensorflow as tf
 
 from der_tf.training.faults import Diverged, RunError, writing
 
+# Of a state that does not fit; the last two are the reader's at a file that is cut off.
+_REFUSALS = (AssertionError, ValueError, tf.errors.OpError, IndexError, RuntimeError)
+
 
 class Checkpoints:
     """Saves and restores model, optimizer, metrics and the position in the data.
@@ -43,12 +46,11 @@ class Checkpoints:
         self._epoch = tf.Variable(0, dtype=tf.int64)
         self._step = tf.Variable(0, dtype=tf.int64)
         self._best = tf.Variable(-np.inf, dtype=tf.float64)
+        self._is_kept = False  # whether there is a state saved or restored
         self._checkpoint = tf.train.Checkpoint(
             variables=self._variables, epoch=self._epoch, step=self._step, best=self._best
         )
-        self._manager = tf.train.CheckpointManager(
-            self._checkpoint, str(self.directory), max_to_keep=2, checkpoint_name="state"
-        )
+        self._manager: tf.train.CheckpointManager | None = None
 
     @property
     def epoch(self) -> int:
@@ -68,9 +70,9 @@ class Checkpoints:
     @property
     def kept(self) -> str:
         """What is still there when training cannot go on, in words."""
-        return (
-            f"the state after {self.position} is kept" if self.latest else "no state was saved yet"
-        )
+        if not self._is_kept:
+            return "no state was saved yet"
+        return f"the state after {self.position} is kept"
 
     @property
     def best(self) -> float:
@@ -80,11 +82,6 @@ class Checkpoints:
     @best.setter
     def best(self, value: float) -> None:
         self._best.assign(value)
-
-    @property
-    def latest(self) -> str | None:
-        """Path prefix of the latest complete checkpoint."""
-        return self._manager.latest_checkpoint
 
     def require_finite(self, when: str) -> None:
         """Refuse a state that is not worth keeping.
@@ -111,12 +108,16 @@ class Checkpoints:
         self._epoch.assign(epoch)
         self._step.assign(step)
         with writing(self.directory, kept):
+            if self._manager is None:
+                self._manager = self._made_manager()
             self._manager.save()
+        self._is_kept = True
 
     def restore(self) -> bool:
-        """Restore the latest complete checkpoint; False when there is none.
+        """Restore the latest checkpoint that can be; False when there is none.
 
-        Also removes what a killed process left half written.
+        Says so when it is not the one saved last. Also removes what a killed process left half
+        written.
 
         Raises:
             RunError: when no checkpoint fits this model or none is readable.
@@ -124,22 +125,43 @@ class Checkpoints:
         if self.directory.exists():
             with writing(self.directory):
                 self._sweep()
-        found = tf.train.get_checkpoint_state(str(self._source))
-        failure: Exception | None = None
-        for path in reversed(found.all_model_checkpoint_paths if found else []):
+        named = _named(self._source)
+        skipped, failure = "", None
+        if not named and (named := _found(self._source)):
+            skipped = f"{self._source / 'checkpoint'} names no state"
+        for path in named:
             try:
                 self._checkpoint.restore(path).assert_consumed()
-                return True
-            except (AssertionError, ValueError, tf.errors.OpError) as error:
+            except _REFUSALS as error:
                 failure = failure or error
+                skipped = skipped or f"{path} cannot be restored ({_line(error)})"
+                continue
+            self._is_kept = True
+            if skipped:
+                print(
+                    f"Note: {skipped}: going on from {Path(path).name}, after {self.position}; "
+                    "what was trained since then is lost",
+                    flush=True,
+                )
+            return True
         if failure is not None:
             raise RunError(
-                f"no checkpoint in {self._source} can be restored: {str(failure).splitlines()[0]}"
+                f"no checkpoint in {self._source} can be restored: {_line(failure)}"
             ) from failure
         return False
 
+    def _made_manager(self) -> tf.train.CheckpointManager:
+        if not _named(self.directory):
+            # A manager does not come to be beside a damaged one.
+            (self.directory / "checkpoint").unlink(missing_ok=True)
+        return tf.train.CheckpointManager(
+            self._checkpoint, str(self.directory), max_to_keep=2, checkpoint_name="state"
+        )
+
     def _sweep(self) -> None:
-        complete = {Path(path).name for path in self._manager.checkpoints}
+        complete = {Path(path).name for path in _named(self.directory)}
+        if not complete:
+            return  # without their names, states cannot be told from leftovers
         for entry in self.directory.iterdir():
             if entry.name == "checkpoint" or entry.stem in complete:
                 continue
@@ -147,3 +169,27 @@ class Checkpoints:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+
+def _named(directory: Path) -> list[str]:
+    """Path prefixes of the states that the file ``checkpoint`` names, the latest first.
+
+    None where it is missing, cannot be read, or names none that is there.
+    """
+    try:
+        found = tf.train.get_checkpoint_state(str(directory))
+    except ValueError:
+        return []
+    paths = found.all_model_checkpoint_paths if found else []
+    return list(reversed(paths)) if any(Path(f"{path}.index").exists() for path in paths) else []
+
+
+def _found(directory: Path) -> list[str]:
+    """Path prefixes of the states in a folder, the highest number first."""
+    indices = directory.glob("state-*.index")
+    ordered = sorted(indices, key=lambda path: (len(path.name), path.name), reverse=True)
+    return [str(path.with_suffix("")) for path in ordered]
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -104,14 +104,70 @@ def test_only_complete_checkpoints_count_and_leftovers_are_removed(model, tmp_pa
     assert last.epoch == 4
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(model, tmp_path):
+@pytest.mark.parametrize("damaged", ["state-2.index", "state-2.data-00000-of-00001"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(damaged, model, tmp_path, capsys):
+    checkpoints = Checkpoints(tmp_path, model)
+    checkpoints.save(1, 0)
+    model.train_on_batch(*data())
+    checkpoints.save(2, 0)
+    content = (tmp_path / damaged).read_bytes()
+    (tmp_path / damaged).write_bytes(content[: len(content) // 2])
+    other = small_model()
+    again = Checkpoints(tmp_path, other)
+    assert again.restore()
+    assert again.kept == "the state after epoch 1 is kept"
+    for a, b in zip(state(small_model()), state(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"Note: {tmp_path}/state-2 cannot be restored (")
+    assert "going on from state-1, after epoch 1; what was trained since then is lost" in line
+    # The next state takes the place of the damaged one.
+    again.save(2, 0)
+    last = Checkpoints(tmp_path, small_model())
+    assert last.restore()
+    assert last.epoch == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_only_damaged_checkpoints_are_an_error_that_names_the_folder(model, tmp_path):
     checkpoints = Checkpoints(tmp_path, model)
     checkpoints.save(1, 0)
     checkpoints.save(2, 0)
-    (tmp_path / "state-2.index").write_bytes(b"damaged")
+    for path in tmp_path.glob("state-*.data-*"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(RunError, match=f"no checkpoint in {tmp_path} can be restored: "):
+        Checkpoints(tmp_path, small_model()).restore()
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        None,
+        b"",
+        b"\xff\x00 no index",
+        b'model_checkpoint_path: "state-7"\nall_model_checkpoint_paths: "state-7"\n',
+    ],
+    ids=["missing", "empty", "garbage", "of another folder"],
+)
+def test_states_that_no_index_names_are_found_and_kept(index, model, tmp_path, capsys):
+    checkpoints = Checkpoints(tmp_path, model)
+    for epoch in range(1, 11):  # the numbers of the last two have 1 and 2 digits
+        checkpoints.save(epoch, 0)
+    (tmp_path / "checkpoint").unlink()
+    if index is not None:
+        (tmp_path / "checkpoint").write_bytes(index)
+    (tmp_path / "state-11.data-00000-of-00001").write_bytes(b"half")
+    there = {path.name for path in tmp_path.iterdir()}
     again = Checkpoints(tmp_path, small_model())
     assert again.restore()
-    assert again.epoch == 1
+    assert again.kept == "the state after epoch 10 is kept"
+    assert {path.name for path in tmp_path.iterdir()} == there
+    out = capsys.readouterr().out
+    assert f"{tmp_path}/checkpoint names no state: going on from state-10, after epoch 10" in out
+    again.save(11, 0)
+    last = Checkpoints(tmp_path, small_model())
+    assert last.restore()
+    assert last.epoch == 11
 
 
 def test_a_model_of_another_shape_is_refused(model, tmp_path):
