@@ -29,7 +29,7 @@ SCALE = Scale(
 EXPERIMENT = Experiment(
     name="tiny",
     question="Does it work?",
-    cures=lambda level, epochs: {
+    cures=lambda epochs: {
         "swa": {"der_weight": 0, "swa_start": epochs},
         "wild": {"der_weight": 0, "learning_rate": 1e30},
     },
