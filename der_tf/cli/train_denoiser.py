@@ -111,6 +111,8 @@ def _configure(given: dict[str, Any], directory: RunDirectory | None) -> Denoise
     """The configuration of a new run, or that of the run to go on with."""
     record = directory.record() if directory else None
     if directory is None or record is None:
+        if directory is not None:
+            directory.require_config()
         return DenoiserConfiguration(**{k: v for k, v in given.items() if v is not None})
     try:
         config = DenoiserConfiguration(**record["configuration"])

@@ -97,10 +97,11 @@ class RunDirectory:
         """The configuration of the run that lies here; None when none does.
 
         Raises:
-            ValueError: when config.json cannot be understood.
+            ValueError: when config.json cannot be understood, or is missing where states lie.
         """
         record = self.record()
         if record is None:
+            self.require_config()
             return None
         try:
             return Configuration.from_dict(record["configuration"])
@@ -117,6 +118,17 @@ class RunDirectory:
             return None
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.config} cannot be read: {error}") from None
+
+    def require_config(self) -> None:
+        """ValueError when there are states to go on from, and no config.json says what of."""
+        if self._has_states() and not self.config.exists():
+            raise ValueError(
+                f"{self.checkpoints} holds states of a run, but {self.config}, which says of what "
+                "run, is missing; put it back, or begin another run elsewhere or with --no-resume"
+            )
+
+    def _has_states(self) -> bool:
+        return any(self.checkpoints.glob("*"))
 
     def tested(self) -> dict[str, Any] | None:
         """The content of evaluation.json; None when there is none.
@@ -190,7 +202,7 @@ class RunDirectory:
         Raises:
             ValueError: when another process trains in it.
         """
-        if self.record() is None:
+        if not (self.config.exists() or self._has_states()):
             return None
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         old = self.path.with_name(f"{self.path.name}-before-{stamp}")

@@ -93,7 +93,11 @@ def test_refusals_are_one_line_and_status_2(finished, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text(json.dumps({"configuration": {"attack": "pgd"}}))
+    states = tmp_path / "states"
+    (states / "checkpoints").mkdir(parents=True)
+    (states / "checkpoints" / "checkpoint").touch()
     for options, words in (
+        ([str(states)], "config.json, which says of what run, is missing"),
         ([str(finished), "--width=16"], "--width 8, received --width 16"),
         ([str(other)], "holds a run of another command"),
         ([str(tmp_path / "new"), "--width=0"], "--width"),

@@ -131,6 +131,18 @@ def test_a_damaged_config_json_is_named(tmp_path):
         configure({}, RunDirectory(tmp_path))
 
 
+def test_states_without_a_config_json_are_not_gone_on_from_but_set_aside(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.checkpoints.mkdir(parents=True)
+    assert configure({}, directory) == resolve({})
+    (directory.checkpoints / "checkpoint").write_text("")
+    with pytest.raises(ValueError, match=r"holds states of a run, but .*config\.json.* is missing"):
+        configure({}, directory)
+    old = directory.set_aside()
+    assert (old / "checkpoints" / "checkpoint").exists()
+    assert configure({}, directory) == resolve({})
+
+
 def test_a_directory_in_use_is_refused_and_an_empty_one_goes_away(tmp_path):
     directory = RunDirectory(tmp_path / "run")
     with directory.held():
