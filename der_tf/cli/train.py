@@ -207,8 +207,7 @@ def _announce(training: Training, directory: RunDirectory) -> None:
     if training.resumed:
         place = f"going on after {training.checkpoints.position}"
     say(
-        f"{config.epochs} epochs of {data.steps_per_epoch} steps, {place}; run directory "
-        f"{directory.path}"
+        f"{config.epochs} epochs of {training.steps} steps, {place}; run directory {directory.path}"
     )
 
 

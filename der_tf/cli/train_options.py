@@ -209,7 +209,11 @@ class TrainOptions(LossOptions):
     ] = None
     steps_per_execution: Annotated[
         Count | None,
-        option(_NETWORK, "Steps between two looks at the loss and for signals. Default: 1."),
+        option(
+            _NETWORK,
+            "Steps between two looks at the loss and for signals; an epoch is filled up to a "
+            "multiple of them. Default: 1.",
+        ),
     ] = None
 
     validation_steps: Annotated[

@@ -117,7 +117,7 @@ class DenoiserTraining:
         first = self.checkpoints.epoch
         verbose = 1 if sys.stdout.isatty() else 0
         callbacks = [
-            Pace(self.config.batch_size, self.dataset.train_size),
+            Pace(self.dataset.train_size / self.dataset.steps_per_epoch),
             *([] if verbose else [ProgressLines(self.config.epochs)]),
             ValidateAverages(),
             SaveDenoiser(self.directory),

@@ -223,7 +223,7 @@ def affordable_records(
 
     Args:
         model: what is trained.
-        train_size: training images.
+        train_size: training images of an epoch.
         records: an epoch. Default 1: the one at its end.
         share: of the passes of the training steps.
 

@@ -21,12 +21,14 @@ class Pace(keras.callbacks.Callback):
     """Adds ``learning_rate``, ``seconds`` and ``images_per_second`` of training to an epoch's logs.
 
     Put it first in the list.
+
+    Args:
+        images: a step, on average: the last batch of a pass may be a partial one.
     """
 
-    def __init__(self, batch_size: int, train_size: int) -> None:
+    def __init__(self, images: float) -> None:
         super().__init__()
-        self._batch_size = batch_size
-        self._train_size = train_size
+        self._images = images
 
     def on_epoch_begin(self, epoch, logs=None) -> None:
         self._began = self._trained = time.perf_counter()
@@ -44,9 +46,7 @@ class Pace(keras.callbacks.Callback):
             keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
         )
         logs["seconds"] = time.perf_counter() - self._began
-        # The last batch of an epoch may be a partial one.
-        images = min(self._batches * self._batch_size, self._train_size)
-        logs["images_per_second"] = images / seconds if seconds else 0.0
+        logs["images_per_second"] = self._batches * self._images / seconds if seconds else 0.0
 
 
 class MetricsFile(keras.callbacks.Callback):

@@ -106,6 +106,14 @@ def regularizers(config: Configuration, steps_per_epoch: int) -> list[Regularize
     return chosen
 
 
+def steps_per_epoch(config: Configuration, dataset: data.ImageData) -> int:
+    """Steps of an epoch: a pass over the images, filled up from the next to whole executions.
+
+    Keras runs no part of an execution.
+    """
+    return -(-dataset.steps_per_epoch // config.steps_per_execution) * config.steps_per_execution
+
+
 def build(
     config: Configuration, dataset: data.ImageData, strategy: tf.distribute.Strategy
 ) -> RobustClassifier:
@@ -118,12 +126,9 @@ def build(
     keras.mixed_precision.set_global_policy(
         "mixed_float16" if config.mixed_precision else "float32"
     )
+    steps = steps_per_epoch(config, dataset)
     rate = schedules.get(
-        config.schedule,
-        config.learning_rate,
-        config.epochs,
-        dataset.steps_per_epoch,
-        config.milestones,
+        config.schedule, config.learning_rate, config.epochs, steps, config.milestones
     )
     averaging = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
     with strategy.scope():
@@ -138,12 +143,12 @@ def build(
             ),
             attack=training_attack(config),
             objective=outer_objective(config),
-            regularizers=regularizers(config, dataset.steps_per_epoch),
+            regularizers=regularizers(config, steps),
             evaluation_attack=attacks.get(
                 "pgd", epsilon=config.epsilon, norm=config.norm, steps=config.validation_steps
             ),
             awp_gamma=config.awp_gamma,
-            awp_warmup_steps=round(config.awp_warmup_epochs * dataset.steps_per_epoch),
+            awp_warmup_steps=round(config.awp_warmup_epochs * steps),
             seed=config.seed,
         )
         model.compile(
@@ -203,6 +208,7 @@ class Training:
         self.config = config
         self.directory = directory
         self.dataset = dataset
+        self.steps = steps_per_epoch(config, dataset)
         self.model = build(config, dataset, strategy)
         self._signals = signals
         # Saving is work of all workers together, and neither clocks nor signals are common.
@@ -253,18 +259,17 @@ class Training:
         return is_stopped or self.checkpoints.epoch >= self.config.epochs
 
     def _training_images(self) -> Iterator[tf.Tensor]:
-        """The images of an epoch beyond the last: the same in a run that was resumed."""
+        """The images of one more pass: the same in a run that was resumed."""
         stream = self.dataset.training_stream(self.config.epochs)
         return (images for images, _ in stream.take(self.dataset.steps_per_epoch))
 
     def _run_from(self, epoch: int, step: int) -> None:
         """Train to the end of the epoch that a step was done of, else to the end of the run."""
-        steps = self.dataset.steps_per_epoch
         averages = ValidateAverages()
         metrics = MetricsFile(self.directory.metrics, epoch)
         state = SaveState(self.checkpoints, self._signals, self._minutes)
         callbacks = [
-            Pace(self.config.batch_size, self.dataset.train_size),
+            Pace(self.dataset.train_size / self.dataset.steps_per_epoch),
             StopOnNonFinite(self.checkpoints),
             averages,
             *([self.monitor] if self.monitor else []),
@@ -281,13 +286,13 @@ class Training:
             callbacks.insert(1, ProgressLines(self.config.epochs))
         try:
             with self._signals.deferred():
-                if step < steps:
+                if step < self.steps:
                     self.model.fit(
-                        self.dataset.training_stream(epoch, step),
+                        self.dataset.training_stream(step=epoch * self.steps + step),
                         validation_data=self.dataset.validation,
                         initial_epoch=epoch,
                         epochs=epoch + 1 if step else self.config.epochs,
-                        steps_per_epoch=steps - step,
+                        steps_per_epoch=self.steps - step,
                         callbacks=callbacks,
                         verbose=verbose,
                         shuffle=False,  # the stream is shuffled
@@ -318,8 +323,9 @@ class Training:
         if images is None:
             records = 1
             if config.energy_every:
-                records += dataset.steps_per_epoch // config.energy_every
-            images, every = affordable_records(self.model, dataset.train_size, records)
+                records += self.steps // config.energy_every
+            trained = dataset.train_size * self.steps // dataset.steps_per_epoch
+            images, every = affordable_records(self.model, trained, records)
         if not images:
             return None
         return EnergyMonitor(

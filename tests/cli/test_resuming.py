@@ -94,6 +94,20 @@ def test_sigterm_saves_within_the_epoch_and_says_how_to_go_on(reference, tmp_pat
     assert_same_end(run, reference)
 
 
+def test_an_epoch_of_whole_executions_is_gone_on_with(tmp_path):
+    """Executions of 2 steps in epochs of 3 batches: the second epoch begins with the second."""
+    executions = "--steps-per-execution=2"
+    finish(tmp_path / "whole", executions)
+    run = tmp_path / "run"
+    process = start(run, EPOCHS, executions)
+    assert stop_when(process, (run / "metrics.csv").exists, signal.SIGTERM)
+    process.communicate(timeout=300)
+    assert process.returncode == 143
+    assert len((run / "metrics.csv").read_text().splitlines()) < 4
+    finish(run, executions)
+    assert_same_end(run, tmp_path / "whole")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_at_random_moments_with_averaged_weights(seed, tmp_path):

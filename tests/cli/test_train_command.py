@@ -15,6 +15,7 @@ import tensorflow as tf
 from der_tf import data
 from der_tf.cli import main
 from der_tf.monitors import read_energies
+from der_tf.training.records import read_metrics
 from tests.cli.small_runs import ENVIRONMENT, TINY, command
 
 METRICS = [
@@ -53,6 +54,19 @@ def test_a_run_leaves_what_the_contract_names(finished):
     assert record["configuration"]["epochs"] == 2
     assert record["configuration"]["ema"] == 0.9
     assert record["class_names"] == [str(digit) for digit in range(10)]
+
+
+def test_an_epoch_is_a_whole_number_of_executions(tmp_path, capsys):
+    """5 batches in executions of 3: 6 steps, by which rate and records go."""
+    run = tmp_path / "run"
+    options = [option for option in TINY if not option.startswith("--limit-train")]
+    options += ["--limit-train=160", "--steps-per-execution=3", "--epochs=2", "--no-export"]
+    assert main(["train", "--run-dir", str(run), "--schedule=cyclic", *options]) == 0
+    assert "2 epochs of 6 steps" in capsys.readouterr().out
+    assert [row["step"] for row in read_energies(run / "energies.csv")[::4]] == [6, 12]
+    # From 0 up to the peak and down to 0.
+    rates = [row["learning_rate"] for row in read_metrics(run / "metrics.csv")]
+    assert rates == pytest.approx([0.05, 0])
 
 
 def test_the_evaluation_is_that_of_the_best_network_on_all_test_images(finished):
