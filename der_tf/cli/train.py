@@ -89,8 +89,8 @@ def train(*, options: TrainOptions = TrainOptions()) -> None:  # noqa: B008 (it 
 
 
 def _not_kept(options: TrainOptions) -> list[str]:
-    """The options given that are not in the configuration of the run."""
-    kept = {field.name for field in dataclasses.fields(Configuration)}
+    """The options given that are not in the configuration of the run, or may differ from it."""
+    kept = {field.name for field in dataclasses.fields(Configuration)} - {"data_dir"}
     given = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(options)

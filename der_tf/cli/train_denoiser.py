@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +22,7 @@ from der_tf.cli.console import (
 )
 from der_tf.training.denoiser_configuration import DenoiserConfiguration
 from der_tf.training.faults import Interrupted, Signals, writing
-from der_tf.training.run_directory import RunDirectory, check_agreement, default_path
+from der_tf.training.run_directory import RunDirectory, agreed, default_path
 
 
 def train_denoiser(
@@ -103,7 +102,11 @@ def train_denoiser(
             held.enter_context(directory.held())
         say("Loading TensorFlow ...")
         load_tensorflow(debug)
-        _train(config, directory, signals)
+        # Data that moved are nowhere kept.
+        place = [] if data_dir is None else [f"--data-dir={data_dir}"]
+        _train(
+            config, directory, signals, next_steps.go_on(directory.path, "train-denoiser", place)
+        )
         say(f"Written to {directory.denoiser}")
 
 
@@ -118,12 +121,13 @@ def _configure(given: dict[str, Any], directory: RunDirectory | None) -> Denoise
         config = DenoiserConfiguration(**record["configuration"])
     except (KeyError, TypeError):
         raise ValueError(f"{directory.path} holds a run of another command") from None
-    check_agreement(given, dataclasses.asdict(config), directory.path)
-    return config
+    return agreed(given, config, directory.path)
 
 
-def _train(config: DenoiserConfiguration, directory: RunDirectory, signals: Signals) -> None:
-    """Train what is left to train."""
+def _train(
+    config: DenoiserConfiguration, directory: RunDirectory, signals: Signals, go_on: str
+) -> None:
+    """Train what is left to train; ``go_on`` is the command that goes on where it is stopped."""
     from der_tf import data
     from der_tf.training.denoising import DenoiserTraining
 
@@ -155,7 +159,4 @@ def _train(config: DenoiserConfiguration, directory: RunDirectory, signals: Sign
     try:
         training.run()
     except Interrupted as interrupted:
-        raise interrupted.add(
-            f"{training.checkpoints.kept}; go on with "
-            f"{next_steps.go_on(directory.path, 'train-denoiser')}"
-        ) from None
+        raise interrupted.add(f"{training.checkpoints.kept}; go on with {go_on}") from None

@@ -13,11 +13,13 @@ import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from der_tf.files import locked, partial, write_text
 from der_tf.training.denoiser_configuration import DenoiserConfiguration
 from der_tf.training.recipes import Configuration, option, resolve
+
+C = TypeVar("C", Configuration, DenoiserConfiguration)
 
 _PACKAGES = ("der-tf", "tensorflow", "keras", "numpy", "tensorflow-datasets", "cleverhans")
 
@@ -231,7 +233,7 @@ def configure(given: Mapping[str, Any], directory: RunDirectory | None) -> Confi
 
     Args:
         given: options set by hand; None: not set. For a run to go on with, these must agree with
-            its own, and the others are taken from it.
+            its own but for the place of the data, and the others are taken from it.
         directory: where a run may lie already.
 
     Raises:
@@ -240,19 +242,25 @@ def configure(given: Mapping[str, Any], directory: RunDirectory | None) -> Confi
     stored = directory.configuration() if directory else None
     if stored is None:
         return resolve(given)
-    check_agreement(given, dataclasses.asdict(stored), directory.path)  # type: ignore[union-attr]
-    return stored
+    return agreed(given, stored, directory.path)  # type: ignore[union-attr]
 
 
-def check_agreement(given: Mapping[str, Any], stored: Mapping[str, Any], path: Path) -> None:
-    """ValueError when an option set by hand disagrees with those of the run in a folder."""
+def agreed(given: Mapping[str, Any], stored: C, path: Path) -> C:
+    """The configuration of the run in a folder, with the data where they are said to lie now.
+
+    Raises:
+        ValueError: when an option set by hand disagrees with those of the run.
+    """
     for name, value in given.items():
-        if value is not None and value != stored[name]:
+        # The same data may have moved; only of a folder is the place all that says what they are.
+        is_free = name == "data_dir" and stored.dataset != "folder"
+        if value is not None and value != getattr(stored, name) and not is_free:
             raise ValueError(
-                f"{path} holds a run with {option(name)} {stored[name]}, received "
+                f"{path} holds a run with {option(name)} {getattr(stored, name)}, received "
                 f"{option(name)} {value}; name another --run-dir, or --no-resume to set that run "
                 "aside"
             )
+    return dataclasses.replace(stored, data_dir=given.get("data_dir") or stored.data_dir)
 
 
 def versions() -> dict[str, str]:

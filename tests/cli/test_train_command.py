@@ -124,6 +124,20 @@ def test_a_run_that_goes_on_elsewhere_says_what_differs(finished, tmp_path, caps
     assert (run / "last.keras").exists()
 
 
+def test_a_run_whose_data_moved_goes_on(finished, tmp_path, capsys):
+    run, new = tmp_path / "run", tmp_path / "new"
+    shutil.copytree(finished / "run", run)
+    (run / "last.keras").unlink()
+    record = json.loads((run / "config.json").read_text())
+    record["configuration"]["data_dir"] = str(tmp_path / "old")
+    (run / "config.json").write_text(json.dumps(record))
+    new.mkdir()
+    assert main(["train", "--run-dir", str(run), "--no-export"]) == 2
+    assert f"data_dir is an existing folder, received '{tmp_path}/old'" in capsys.readouterr().err
+    assert main(["train", "--run-dir", str(run), "--no-export", "--data-dir", str(new)]) == 0
+    assert (run / "last.keras").exists()
+
+
 @pytest.mark.parametrize("command", ["train", "export"])
 def test_a_damaged_evaluation_is_named(command, finished, tmp_path, capsys):
     run = tmp_path / "run"

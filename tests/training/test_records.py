@@ -1,5 +1,6 @@
 """metrics.csv, TensorBoard and progress lines, and the run directory that holds them."""
 
+import dataclasses
 import json
 
 import keras
@@ -113,6 +114,19 @@ def test_a_run_is_gone_on_with_only_by_options_that_agree(tmp_path):
     assert configure({"epochs": 5, "epsilon": 0.2}, directory) == config
     with pytest.raises(ValueError, match=r"holds a run with --epochs 5, received --epochs 6"):
         configure({"epochs": 6}, directory)
+
+
+def test_only_the_place_of_the_data_may_change(tmp_path):
+    directory = RunDirectory(tmp_path)
+    config = resolve({"dataset": "cifar10", "data_dir": "/old"})
+    directory.write_record(config, ["train"], ["0", "1"])
+    moved = configure({"dataset": None, "data_dir": "/new"}, directory)
+    assert moved == dataclasses.replace(config, data_dir="/new")
+    assert configure({"dataset": None, "data_dir": None}, directory) == config
+    # A folder is the data set.
+    directory.write_record(resolve({"dataset": "folder", "data_dir": "/old"}), ["train"], ["0"])
+    with pytest.raises(ValueError, match="a run with --data-dir /old, received --data-dir /new"):
+        configure({"data_dir": "/new"}, directory)
 
 
 def test_config_json_names_what_is_needed_to_repeat(tmp_path):
