@@ -20,7 +20,7 @@ from der_tf.cli.console import (
     preparing,
     say,
 )
-from der_tf.cli.train import trained
+from der_tf.cli.train import prepared, trained
 from der_tf.files import write_text
 from der_tf.reproduce.experiments import EXPERIMENTS, Experiment, Row, Scale
 from der_tf.reproduce.results import Run, planned, write_report
@@ -167,11 +167,14 @@ def _result(run: Run, scale: Scale, signals: Signals) -> dict[str, Any]:
     command = ["train", *arguments(run.row.options), f"--seed={run.seed}"]
     try:
         with run.directory.held():
-            dataset = trained(
+            dataset, model = prepared(run.config, run.directory.last.exists())
+            trained(
                 run.config,
                 run.directory,
                 run.directory,
                 signals,
+                dataset,
+                model,
                 checkpoint_minutes=10.0,
                 arguments=command,
                 go_on="the same command",

@@ -33,6 +33,7 @@ from der_tf.training.run_directory import (
 )
 
 if TYPE_CHECKING:
+    from der_tf import RobustClassifier
     from der_tf.data import ImageData
     from der_tf.training.run import Training
 
@@ -55,8 +56,6 @@ def train(*, options: TrainOptions = TrainOptions()) -> None:  # noqa: B008 (it 
             config = configure(given, None if options.no_resume else directory)
             find_dataset(config.dataset, config.data_dir, options.debug)
             directory = directory or RunDirectory(default_path(config))
-            if options.no_resume and (old := directory.set_aside()):
-                say(f"The run in {directory.path} is now {old}")
             # What another worker writes is thrown away, but it has to write: reading the
             # variables to save is work of all workers together.
             own = directory
@@ -65,11 +64,21 @@ def train(*, options: TrainOptions = TrainOptions()) -> None:  # noqa: B008 (it 
             held.enter_context(own.held())
         say("Loading TensorFlow ...")
         load_tensorflow(options.debug)
-        dataset = trained(
+        is_finished = directory.last.exists() and not options.no_resume
+        dataset, model = prepared(config, is_finished)
+        if options.no_resume:
+            with preparing():
+                if own is directory and (old := directory.set_aside()):
+                    say(f"The run in {directory.path} is now {old}")
+                    held.enter_context(directory.held())
+            directory = own  # the chief may not yet have set aside what lies in its own
+        trained(
             config,
             directory,
             own,
             signals,
+            dataset,
+            model,
             checkpoint_minutes=options.checkpoint_minutes,
             arguments=sys.argv[1:],
             go_on=next_steps.go_on(directory.path, options=_not_kept(options)),
@@ -100,16 +109,38 @@ def _not_kept(options: TrainOptions) -> list[str]:
     return arguments(given)
 
 
+def prepared(config: Configuration, is_finished: bool) -> tuple[ImageData, RobustClassifier | None]:
+    """All that can still be refused, before a file of the run is touched.
+
+    Args:
+        config: what to train.
+        is_finished: nothing is left to train.
+
+    Returns:
+        The data set, and the classifier unless the run is finished.
+    """
+    from der_tf.training import run
+
+    with preparing():
+        run.training_attack(config)
+        run.outer_objective(config)
+        strategy = None if is_finished else run.choose_strategy()
+        dataset = run.load_data(config)
+        return dataset, None if strategy is None else run.build(config, dataset, strategy)
+
+
 def trained(
     config: Configuration,
     directory: RunDirectory,
     own: RunDirectory,
     signals: Signals,
+    dataset: ImageData,
+    model: RobustClassifier | None,
     *,
     checkpoint_minutes: float,
     arguments: list[str],
     go_on: str,
-) -> ImageData:
+) -> None:
     """Train what is left to train.
 
     Args:
@@ -118,32 +149,26 @@ def trained(
         own: what this worker writes to: ``directory``, held by the caller, or that of one who
             is not the chief.
         signals: SIGTERM and SIGINT.
+        dataset: from :func:`prepared`, as is ``model``.
+        model: None when the run is finished.
         checkpoint_minutes: as ``--checkpoint-minutes``.
         arguments: of the command, for the record.
         go_on: the command that goes on where this one is stopped.
-
-    Returns:
-        The data set.
     """
     from der_tf.training import run
 
-    with preparing():
-        run.training_attack(config)
-        run.outer_objective(config)
-        strategy = None if directory.last.exists() else run.choose_strategy()
-        dataset = run.load_data(config)
-        if strategy is None:
-            say(f"The run in {directory.path} is finished: nothing is trained again")
-            return dataset
-        training = run.Training(
-            config,
-            own,
-            dataset,
-            strategy,
-            signals,
-            checkpoint_minutes,
-            restore_from=directory.checkpoints,
-        )
+    if model is None:
+        say(f"The run in {directory.path} is finished: nothing is trained again")
+        return
+    training = run.Training(
+        config,
+        own,
+        dataset,
+        model,
+        signals,
+        checkpoint_minutes,
+        restore_from=directory.checkpoints,
+    )
     record = directory.record()
     if record is None:
         with writing(own.config):
@@ -164,7 +189,6 @@ def trained(
         )
     if training.stopped_by_guard:
         say(f"Stopped in epoch {training.checkpoints.epoch}: catastrophic overfitting")
-    return dataset
 
 
 def _note_other_versions(record: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -23,6 +23,10 @@ from der_tf.cli.console import (
 from der_tf.training.denoiser_configuration import DenoiserConfiguration
 from der_tf.training.faults import Interrupted, Signals, writing
 from der_tf.training.run_directory import RunDirectory, agreed, default_path
+
+if TYPE_CHECKING:
+    from der_tf.data import ImageData
+    from der_tf.training.denoising import NoisePredictor
 
 
 def train_denoiser(
@@ -97,16 +101,18 @@ def train_denoiser(
             config = _configure(given, None if no_resume else directory)
             find_dataset(config.dataset, config.data_dir, debug)
             directory = directory or RunDirectory(default_path(config))
-            if no_resume and (old := directory.set_aside()):
-                say(f"The run in {directory.path} is now {old}")
             held.enter_context(directory.held())
         say("Loading TensorFlow ...")
         load_tensorflow(debug)
+        with preparing():
+            images, model = _prepared(config)
+            if no_resume and (old := directory.set_aside()):
+                say(f"The run in {directory.path} is now {old}")
+                held.enter_context(directory.held())
         # Data that moved are nowhere kept.
         place = [] if data_dir is None else [f"--data-dir={data_dir}"]
-        _train(
-            config, directory, signals, next_steps.go_on(directory.path, "train-denoiser", place)
-        )
+        go_on = next_steps.go_on(directory.path, "train-denoiser", place)
+        _train(config, directory, images, model, signals, go_on)
         say(f"Written to {directory.denoiser}")
 
 
@@ -124,23 +130,34 @@ def _configure(given: dict[str, Any], directory: RunDirectory | None) -> Denoise
     return agreed(given, config, directory.path)
 
 
+def _prepared(config: DenoiserConfiguration) -> tuple[ImageData, NoisePredictor]:
+    """All that can still be refused, before a file of the run is touched."""
+    from der_tf import data
+    from der_tf.training.denoising import build
+
+    images = data.load(
+        config.dataset,
+        data_dir=config.data_dir,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        limit_train=config.limit_train,
+        augment=False,  # a prior of the images as they are, without the borders of crops
+    )
+    return images, build(config, images)
+
+
 def _train(
-    config: DenoiserConfiguration, directory: RunDirectory, signals: Signals, go_on: str
+    config: DenoiserConfiguration,
+    directory: RunDirectory,
+    images: ImageData,
+    model: NoisePredictor,
+    signals: Signals,
+    go_on: str,
 ) -> None:
     """Train what is left to train; ``go_on`` is the command that goes on where it is stopped."""
-    from der_tf import data
     from der_tf.training.denoising import DenoiserTraining
 
-    with preparing():
-        images = data.load(
-            config.dataset,
-            data_dir=config.data_dir,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            limit_train=config.limit_train,
-            augment=False,  # a prior of the images as they are, without the borders of crops
-        )
-        training = DenoiserTraining(config, directory, images, signals)
+    training = DenoiserTraining(config, directory, images, model, signals)
     if training.finished:
         say(f"The run in {directory.path} is finished: nothing is trained again")
         return
@@ -150,7 +167,7 @@ def _train(
     shape = " x ".join(map(str, images.input_shape))
     say(
         f"{images.name}: {images.train_size:,} training, {images.validation_size:,} validation "
-        f"images of {shape}; U-Net of {training.model.network.count_params():,} parameters"
+        f"images of {shape}; U-Net of {model.network.count_params():,} parameters"
     )
     say(
         f"{config.epochs} epochs of {images.steps_per_epoch} steps, {training.checkpoints.epoch} "

@@ -81,10 +81,11 @@ class DenoiserTraining:
         config: what to train.
         directory: the run directory, made and held by the caller.
         dataset: the images, of any labels.
+        model: from :func:`build`.
         signals: SIGTERM and SIGINT.
 
     Raises:
-        ValueError: for images or a width that the U-Net refuses.
+        RunError: when there are states to go on from, and none can be restored.
     """
 
     def __init__(
@@ -92,12 +93,13 @@ class DenoiserTraining:
         config: DenoiserConfiguration,
         directory: RunDirectory,
         dataset: data.ImageData,
+        model: NoisePredictor,
         signals: Signals,
     ) -> None:
         self.config = config
         self.directory = directory
         self.dataset = dataset
-        self.model = build(config, dataset)
+        self.model = model
         self._signals = signals
         self.checkpoints = Checkpoints(directory.checkpoints, self.model)
         self.checkpoints.restore()

@@ -185,14 +185,14 @@ class Training:
         config: what to train.
         directory: the run directory, made and held by the caller.
         dataset: from :func:`load_data`.
-        strategy: from :func:`choose_strategy`.
+        model: from :func:`build`.
         signals: SIGTERM and SIGINT.
         checkpoint_minutes: save within an epoch after this much time; 0: at its end only.
         restore_from: checkpoints to go on from, where they are not this directory's: those of
             the chief of several workers.
 
     Raises:
-        ValueError: for a configuration that cannot be built.
+        RunError: when there are states to go on from, and none can be restored.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class Training:
         config: Configuration,
         directory: RunDirectory,
         dataset: data.ImageData,
-        strategy: tf.distribute.Strategy,
+        model: RobustClassifier,
         signals: Signals,
         checkpoint_minutes: float = 10.0,
         restore_from: Path | None = None,
@@ -209,7 +209,7 @@ class Training:
         self.directory = directory
         self.dataset = dataset
         self.steps = steps_per_epoch(config, dataset)
-        self.model = build(config, dataset, strategy)
+        self.model = model
         self._signals = signals
         # Saving is work of all workers together, and neither clocks nor signals are common.
         self._minutes = 0.0 if workers.several() else checkpoint_minutes

@@ -185,7 +185,9 @@ class RunDirectory:
                 self.path.mkdir(parents=True, exist_ok=True)
                 if not os.access(self.path, os.W_OK):
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-                lock.enter_context(self._lock())
+                lock.enter_context(locked(self.path))
+            except BlockingIOError:
+                raise ValueError(f"another process is training in {self.path}") from None
             except OSError as error:
                 raise ValueError(
                     f"--run-dir is a folder to write to; received {self.path}: {error.strerror}"
@@ -201,25 +203,15 @@ class RunDirectory:
     def set_aside(self) -> Path | None:
         """Rename the folder, if it holds a run, so that another can take its name.
 
-        Raises:
-            ValueError: when another process trains in it.
+        The caller holds the folder, for a process that trains in it would go on writing to this
+        path, and then the new one: the lock goes along with the old one.
         """
         if not (self.config.exists() or self._has_states()):
             return None
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         old = self.path.with_name(f"{self.path.name}-before-{stamp}")
-        with self._lock():  # a process that trains in it would go on writing to this path
-            self.path.rename(old)
+        self.path.rename(old)
         return old
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        with contextlib.ExitStack() as lock:
-            try:
-                lock.enter_context(locked(self.path))
-            except BlockingIOError:
-                raise ValueError(f"another process is training in {self.path}") from None
-            yield
 
 
 def default_path(configuration: Configuration | DenoiserConfiguration) -> Path:

@@ -16,6 +16,7 @@ from der_tf import data
 from der_tf.cli import main
 from der_tf.monitors import read_energies
 from der_tf.training.records import read_metrics
+from der_tf.training.run_directory import RunDirectory
 from tests.cli.small_runs import ENVIRONMENT, TINY, command
 
 METRICS = [
@@ -169,6 +170,30 @@ def test_no_resume_sets_the_old_run_aside(finished, tmp_path, capsys):
     (old,) = tmp_path.glob("run-before-*")
     assert (old / "last.keras").read_bytes() == (finished / "run" / "last.keras").read_bytes()
     assert json.loads((run / "config.json").read_text())["configuration"]["epochs"] == 1
+
+
+def test_no_resume_leaves_a_run_that_is_trained_alone(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+    with RunDirectory(run).held():
+        assert main(["train", "--run-dir", str(run), "--no-resume", "--no-export", *TINY]) == 2
+    assert "another process is training in" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--attack=nope", "--objective=nope", "--model=nope", "--validation-size=9999", "--epochs=0"],
+)
+def test_no_resume_sets_nothing_aside_for_arguments_that_are_refused(
+    option, finished, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+    assert main(["train", "--run-dir", str(run), "--no-resume", option]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert (run / "last.keras").exists()
 
 
 @pytest.mark.parametrize(

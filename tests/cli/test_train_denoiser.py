@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -109,6 +110,19 @@ def test_refusals_are_one_line_and_status_2(finished, tmp_path, capsys):
         assert err.count("\n") == 1
         assert words in err
     assert not (tmp_path / "new").exists()
+
+
+def test_no_resume_sets_a_run_aside_once_nothing_is_refused(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    begin = ["train-denoiser", "--run-dir", str(run), "--no-resume", "--epochs=1", "--width=8"]
+    assert main([*begin, "--limit-train=99999"]) == 2
+    assert "limit_train" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert main([*begin, "--limit-train=64"]) == 0
+    (old,) = tmp_path.glob("run-before-*")
+    assert len(read_metrics(old / "metrics.csv")) == 6
+    assert len(read_metrics(run / "metrics.csv")) == 1
 
 
 def test_a_finished_run_is_left_alone(finished, capsys):

@@ -173,13 +173,13 @@ def test_a_directory_in_use_is_refused_and_an_empty_one_goes_away(tmp_path):
     assert not other.path.exists()
 
 
-def test_a_run_is_set_aside_whole(tmp_path):
+def test_a_run_is_set_aside_whole_by_who_holds_it(tmp_path):
     directory = RunDirectory(tmp_path / "run")
     assert directory.set_aside() is None
-    directory.path.mkdir()
-    directory.write_record(resolve({}), [], [])
-    with directory.held(), pytest.raises(ValueError, match="another process is training in"):
-        directory.set_aside()
-    old = directory.set_aside()
-    assert not directory.path.exists()
-    assert (old / "config.json").exists()
+    with directory.held():
+        directory.write_record(resolve({}), [], [])
+        old = directory.set_aside()
+        assert not directory.path.exists()
+        assert (old / "config.json").exists()
+        with directory.held(), pytest.raises(ValueError, match="another process"), directory.held():
+            pass
