@@ -71,7 +71,8 @@ class EnergyMonitor(keras.callbacks.Callback):
             unaugmented.
         validation: the same of the validation set.
         every_steps: also record after every so many optimizer steps. Default 0: only after epochs.
-        epochs: those at whose ends to record, counted from 1. Default None: all.
+        epochs: those at whose ends to record, counted from 1, beside the one that a callback before
+            this in the list ends the training at. Default None: all.
         seed: of the attacks and of u. Default 0.
 
     Raises:
@@ -145,7 +146,8 @@ class EnergyMonitor(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         self.latest = {}
-        if self.epochs is not None and epoch + 1 not in self.epochs:
+        is_wanted = self.epochs is None or epoch + 1 in self.epochs
+        if not (is_wanted or self.model.stop_training):
             return
         self.latest = self._measured()
         # First: it removes what a process that was killed here has left of this epoch.

@@ -268,15 +268,20 @@ class Training:
         averages = ValidateAverages()
         metrics = MetricsFile(self.directory.metrics, epoch)
         state = SaveState(self.checkpoints, self._signals, self._minutes)
+        guards = self._guards(metrics.rows)
+        # What ends the training comes before what records its last epoch, but what rolls back comes
+        # after: the weights that were validated are recorded.
+        is_end = self.config.overfitting_guard == "stop"
         callbacks = [
             Pace(self.dataset.train_size / self.dataset.steps_per_epoch),
             StopOnNonFinite(self.checkpoints),
             averages,
+            *([self.stopping] if self.stopping else []),
+            *(guards if is_end else []),
             *([self.monitor] if self.monitor else []),
             TensorBoard(self.directory.tensorboard, self.monitor),
-            *self._guards(metrics.rows),
+            *([] if is_end else guards),
             *([self.swa] if self.swa else []),
-            *([self.stopping] if self.stopping else []),
             SaveBest(self.directory.best, self.checkpoints),
             metrics,
             state,

@@ -6,6 +6,9 @@ import keras
 import pytest
 
 from der_tf.cli import main
+from der_tf.monitors import read_energies
+from der_tf.overfitting import Collapse
+from der_tf.training.records import read_metrics
 from tests.cli.small_runs import TINY
 
 
@@ -37,3 +40,24 @@ def test_a_run_of_one_epoch(options, announced, tmp_path, capsys):
     last, swa = (keras.models.load_model(run / name) for name in ("last.keras", "swa.keras"))
     for a, b in zip(last.trainable_variables, swa.trainable_variables, strict=True):
         assert (keras.ops.convert_to_numpy(a) == keras.ops.convert_to_numpy(b)).all()
+
+
+@pytest.mark.parametrize("option", ["--early-stopping=1", "--overfitting-guard=stop"])
+def test_the_energies_of_the_epoch_that_a_run_stops_at_are_recorded(
+    option, tmp_path, monkeypatch, capsys
+):
+    """So few images afford a record of the last of six epochs alone."""
+    run = tmp_path / "run"
+    options = [option, "--learning-rate=0", "--epochs=6", "--no-export", "--run-dir", str(run)]
+    options += [option for option in TINY if not option.startswith("--energy-images")]
+    if "guard" in option:
+        # The guard takes the first epoch for a collapse.
+        found = Collapse(epoch=0, before=0)
+        rule = "der_tf.training.catastrophic_overfitting.catastrophic_overfitting"
+        monkeypatch.setattr(rule, lambda robust, trained: found)
+    assert main(["train", *options]) == 0
+    assert "Stopped" in capsys.readouterr().out
+    epoch = len(read_metrics(run / "metrics.csv"))
+    assert epoch < 6
+    assert [row["epoch"] for row in read_energies(run / "energies.csv")] == [epoch] * 4
+    assert [path.name for path in (run / "energies").iterdir()] == [f"epoch-{epoch:04d}.npz"]

@@ -179,6 +179,16 @@ def test_only_the_wanted_epochs_are_recorded(digits, tmp_path):
     assert found == [True, False, True, False]
 
 
+def test_the_epoch_that_ends_the_training_is_recorded(digits, tmp_path):
+    def stop(epoch, logs):
+        model.stop_training = epoch == 1
+
+    model = classifier()
+    ending = keras.callbacks.LambdaCallback(on_epoch_end=stop)
+    fit(model, digits, [ending, monitor(tmp_path, digits, epochs=[5])], epochs=5)
+    assert [r["epoch"] for r in read_energies(tmp_path / "energies.csv")] == [2] * 4
+
+
 def test_records_are_as_many_as_they_are_cheap():
     """An image of each split costs 2 (2 + 20 + 6) passes; one of an RS-FGSM step 2 + 3."""
     network = keras.Sequential([keras.Input((2, 2, 1)), keras.layers.Flatten()])
