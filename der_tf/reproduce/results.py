@@ -58,12 +58,21 @@ class Run:
         return self.directory.path / "result.json"
 
     def result(self, scale: Scale) -> dict[str, Any] | None:
-        """Its result, if it is there and was measured as this scale says."""
+        """Its result, if it is there and was measured as this scale says.
+
+        Raises:
+            ValueError: when the file is damaged.
+        """
         try:
             result = json.loads(self.path.read_text(encoding="utf-8"))
+            return result if result["measured"] == scale.measured else None
         except FileNotFoundError:
             return None
-        return result if result["measured"] == scale.measured else None
+        except (ValueError, KeyError, TypeError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise ValueError(
+                f"{self.path} is no result ({reason}); remove it, and the run is measured again"
+            ) from None
 
     def described(self, scale: Scale) -> dict[str, Any]:
         """What the result of a trained run begins with."""
@@ -146,6 +155,7 @@ def write_report(experiment: Experiment, scale: Scale, out: Path) -> dict[str, A
 
 
 def _results(row: Row, scale: Scale, out: Path) -> list[dict[str, Any]]:
-    seeds = sorted(int(path.name.removeprefix("seed-")) for path in out.glob(f"{row.name}/seed-*"))
+    names = (path.name.removeprefix("seed-") for path in out.glob(f"{row.name}/seed-*"))
+    seeds = sorted(int(name) for name in names if name.isdecimal())  # no seed-0-old
     results = [planned(row, seed, out).result(scale) for seed in seeds]
     return [result for result in results if result is not None]

@@ -7,6 +7,7 @@ import pytest
 from der_tf.cli import main
 from der_tf.cli.reproduce import run_experiment
 from der_tf.reproduce.experiments import Experiment, Scale
+from der_tf.reproduce.results import write_report
 
 TINY = {
     "limit_train": 96,
@@ -89,6 +90,24 @@ def test_an_experiment_is_trained_measured_and_taken_up_again(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "2 runs, 2 of them finished" in out
     assert "Loading TensorFlow" not in out
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+def test_a_damaged_result_is_named(content, tmp_path, capsys):
+    out = tmp_path / "out"
+    path = out / "none-16" / "seed-0" / "result.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    arguments = ["--scale=tiny", "--only=none-16", "--seeds=1", "--out", str(out)]
+    assert main(["reproduce", "catastrophic-overfitting", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{path} is no result (" in line
+
+
+def test_only_folders_of_seeds_are_runs(tmp_path):
+    for name in ("seed-0-old", "seed-", "seed-x"):
+        (tmp_path / "swa-26" / name).mkdir(parents=True)
+    assert write_report(EXPERIMENT, SCALE, tmp_path)["not_run"] == ["swa-26", "wild-26"]
 
 
 @pytest.mark.parametrize(
