@@ -90,14 +90,16 @@ def full_scale() -> str:
     measured = json.loads((STORE / "training_step.json").read_text())
     peaks = json.loads((STORE / "training_memory.json").read_text())["gigabytes"]
     runs = [run for run in measured["runs"] if run["width"] == 64]
-    steps = -(-TRAINING_IMAGES // measured["batch_size"])
     threads = [f"hours a run, {run['threads']} thread(s)" for run in runs]
     heads = ["experiment", "row", "epochs", "steps", *threads, "peak memory, GB"]
     lines = [heads, ["---"] * len(heads)]
     for name, row_name, variant in MEASURED_STEPS:
         experiment = EXPERIMENTS[name]
         (row,) = experiment.rows(experiment.scales["full"], [row_name])
-        epochs = row.configuration(0).epochs
+        config = row.configuration(0)
+        # An epoch is a whole number of executions.
+        rows = config.batch_size * config.steps_per_execution
+        steps, epochs = -(-TRAINING_IMAGES // rows) * config.steps_per_execution, config.epochs
         hours = [run["steps"][variant]["seconds"] * steps * epochs / 3600 for run in runs]
         cells = [name, f"`{row_name}`", str(epochs), f"{steps * epochs:,}"]
         lines.append([*cells, *(f"{value:,.0f}" for value in hours), f"{peaks[variant]:.1f}"])
