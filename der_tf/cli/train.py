@@ -22,7 +22,7 @@ from der_tf.cli.console import (
 from der_tf.cli.train_options import TrainOptions
 from der_tf.files import write_text
 from der_tf.training import workers
-from der_tf.training.faults import Interrupted, RunError, Signals, writing
+from der_tf.training.faults import Interrupted, Signals, reading, writing
 from der_tf.training.recipes import Configuration, arguments
 from der_tf.training.run_directory import (
     RunDirectory,
@@ -237,14 +237,10 @@ def _announce(training: Training, directory: RunDirectory) -> None:
 
 def _measured(config: Configuration, directory: RunDirectory, dataset: ImageData) -> dict[str, Any]:
     """The content of evaluation.json, made if it is not there."""
-    try:
+    with reading():
         before = directory.tested()
-    except ValueError as error:
-        raise RunError(str(error)) from error
     if before is not None:
         return before
-    import keras
-
     from der_tf import attacks
     from der_tf.evaluation import evaluate, to_dict
 
@@ -258,7 +254,7 @@ def _measured(config: Configuration, directory: RunDirectory, dataset: ImageData
 
     def measured(path: Path) -> dict[str, Any]:
         say(f"Measuring {path.name} on the test set ...")
-        network = keras.models.load_model(path, compile=False)
+        network = _network(path)
         with attack_progress(dataset.test_size) as progress:
             result = evaluate(
                 network,
@@ -293,12 +289,10 @@ def _exported(
     """Export unless this run did; where to stands in evaluation.json."""
     if "export" in report and Path(report["export"]).exists():
         return
-    import keras
-
     from der_tf.export import export
 
     say(f"Exporting to {path} ...")
-    network = keras.models.load_model(directory.best, compile=False)
+    network = _network(directory.best)
     with writing(path):
         version = export(
             network,
@@ -311,6 +305,13 @@ def _exported(
         )
     report["export"] = str(version)
     _write_report(directory, report)
+
+
+def _network(path: Path) -> Any:
+    from der_tf.evaluation.loading import load_classifier
+
+    with reading():
+        return load_classifier(path).model
 
 
 def _write_report(directory: RunDirectory, report: dict[str, Any]) -> None:

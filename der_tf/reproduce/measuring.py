@@ -13,6 +13,7 @@ from der_tf.evaluation import evaluate, to_dict
 from der_tf.evaluation.robustness import Progress
 from der_tf.reproduce.experiments import Scale
 from der_tf.reproduce.results import KEPT, Run
+from der_tf.training.faults import reading
 from der_tf.training.records import read_metrics
 
 
@@ -60,4 +61,5 @@ def diverged(run: Run, scale: Scale, reason: str) -> dict[str, Any]:
 
 def epochs(run: Run) -> list[dict[str, float]]:
     """What is kept of metrics.csv."""
-    return [{name: row[name] for name in KEPT} for row in read_metrics(run.directory.metrics)]
+    with reading():
+        return [{name: row[name] for name in KEPT} for row in read_metrics(run.directory.metrics)]

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from der_tf.files import read_table, write_table
-from der_tf.training.faults import writing
+from der_tf.training.faults import reading, writing
 from der_tf.training.monitors import steps_done
 from der_tf.training.run_directory import RunDirectory
 
@@ -38,7 +38,7 @@ class Alarms(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None) -> None:
         self._step = steps_done(self.model)
-        rows = read_alarms(self._path) if self._path else []
+        rows = self._rows()
         kept = [row for row in rows if row["step"] <= self._step]
         if self._path and len(kept) < len(rows):
             self._keep(kept)
@@ -60,8 +60,12 @@ class Alarms(keras.callbacks.Callback):
             "message": message,
         }
         # A process that was killed here may have written this row before.
-        rows = [r for r in read_alarms(self._path) if (r["step"], r["monitor"]) != (step, monitor)]
+        rows = [r for r in self._rows() if (r["step"], r["monitor"]) != (step, monitor)]
         self._keep([*rows, row])
+
+    def _rows(self) -> list[dict[str, Any]]:
+        with reading():
+            return read_alarms(self._path) if self._path else []
 
     def _keep(self, rows: Sequence[Mapping[str, Any]]) -> None:
         assert self._path is not None

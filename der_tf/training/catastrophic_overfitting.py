@@ -91,7 +91,7 @@ class CatastrophicOverfittingGuard(Alarms):
     Raises:
         ValueError: for an unknown action, a number out of its range, images or labels that no
             attack or the network does not take, or a model that is no RobustClassifier.
-        RunError: when the file cannot be written.
+        RunError: when the file cannot be written, or is damaged.
     """
 
     def __init__(

@@ -82,6 +82,19 @@ class Signals:
             raise Interrupted(self._received)
 
 
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Around what reads a file that the run has left: a damaged one ends it with the reader's line.
+
+    Raises:
+        RunError: in place of the ValueError of the block, which names the file.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
 # TensorFlow's file system reports the operating system's errors as text inside its own classes.
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EFBIG), os.strerror(errno.EDQUOT))
 _REASONS = (*_FULL, os.strerror(errno.EROFS), os.strerror(errno.EACCES), os.strerror(errno.EIO))

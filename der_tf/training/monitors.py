@@ -22,7 +22,7 @@ from der_tf.training import inputs
 from der_tf.training.averages import averaged_weights
 from der_tf.training.batch import TrainingBatch
 from der_tf.training.classifier import RobustClassifier
-from der_tf.training.faults import writing
+from der_tf.training.faults import reading, writing
 from der_tf.training.run_directory import RunDirectory
 
 ATTACKS = ("training", "pgd")
@@ -78,7 +78,7 @@ class EnergyMonitor(keras.callbacks.Callback):
     Raises:
         ValueError: for images or labels that no attack or the network does not take, or a model
             that is no RobustClassifier.
-        RunError: when a file cannot be written.
+        RunError: when a file cannot be written, or ``energies.csv`` is damaged.
     """
 
     def __init__(
@@ -129,7 +129,8 @@ class EnergyMonitor(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None) -> None:
         self._step = steps_done(self.model)
-        self._rows = read_energies(self.table)
+        with reading():
+            self._rows = read_energies(self.table)
         self._drop(lambda row: row["step"] > self._step)
 
     def on_epoch_begin(self, epoch, logs=None) -> None:

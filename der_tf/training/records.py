@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from der_tf.files import read_table, write_table
-from der_tf.training.faults import writing
+from der_tf.training.faults import reading, writing
 
 if TYPE_CHECKING:
     from der_tf.training.monitors import EnergyMonitor
@@ -55,12 +55,16 @@ class MetricsFile(keras.callbacks.Callback):
     Args:
         path: the file.
         epoch: epochs done so far; rows beyond them are of a process that was killed.
+
+    Raises:
+        RunError: when the file is damaged.
     """
 
     def __init__(self, path: Path, epoch: int) -> None:
         super().__init__()
         self._path = path
-        self.rows = [row for row in read_metrics(path) if row["epoch"] <= epoch]
+        with reading():
+            self.rows = [row for row in read_metrics(path) if row["epoch"] <= epoch]
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         self.rows.append({"epoch": epoch + 1, **{k: float(v) for k, v in (logs or {}).items()}})

@@ -37,7 +37,7 @@ class RobustOverfittingMonitor(Alarms):
 
     Raises:
         ValueError: for a number out of its range.
-        RunError: when the file cannot be written.
+        RunError: when the file cannot be written, or is damaged.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ from der_tf.training.catastrophic_overfitting import (
 )
 from der_tf.training.checkpoints import Checkpoints
 from der_tf.training.classifier import RobustClassifier
-from der_tf.training.faults import Interrupted, Signals
+from der_tf.training.faults import Interrupted, Signals, reading
 from der_tf.training.figures import training_curves
 from der_tf.training.monitors import EnergyMonitor, affordable_records
 from der_tf.training.optimizers import CoupledSGD
@@ -228,14 +228,16 @@ class Training:
 
         Raises:
             Interrupted: after a signal, with the state saved.
-            RunError: when the loss is not finite or a file cannot be written.
+            RunError: when the loss is not finite, a file cannot be written, or one of the run's is
+                damaged.
         """
         while not self.finished:
             self._run_from(self.checkpoints.epoch, self.checkpoints.step)
             if not self.finished:
                 # Keras ends a `fit` by overwriting the weights with their moving averages.
                 self.checkpoints.restore()
-        rows = read_metrics(self.directory.metrics)
+        with reading():
+            rows = read_metrics(self.directory.metrics)
         training_curves(rows, self.directory.figures / "training.png")
         if self.swa and self.swa.count:
             with self.swa.applied(self.model, self._training_images()):

@@ -139,6 +139,43 @@ def test_a_run_whose_data_moved_goes_on(finished, tmp_path, capsys):
     assert (run / "last.keras").exists()
 
 
+@pytest.mark.parametrize("name", ["metrics.csv", "energies.csv", "alarms.csv"])
+def test_a_damaged_table_of_a_run_that_goes_on_is_one_line(name, finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+    (run / "last.keras").unlink()
+    record = json.loads((run / "config.json").read_text())
+    record["configuration"]["epochs"] = 3
+    (run / "config.json").write_text(json.dumps(record))
+    (run / name).write_text("epoch,step\n1,")
+    assert main(["train", "--run-dir", str(run), "--no-export"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"der-tf: {run / name} cannot be read: its last line is cut off"
+
+
+@pytest.mark.parametrize("content", [None, b"PK"], ids=["missing", "damaged"])
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_finished_run_without_a_best_network_is_one_line(
+    content, measured, finished, tmp_path, capsys
+):
+    """What is left to do is to measure the network, or to export it."""
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+    (run / "best.keras").unlink()
+    if content is not None:
+        (run / "best.keras").write_bytes(content)
+    if measured:
+        report = json.loads((run / "evaluation.json").read_text())
+        del report["export"]
+        (run / "evaluation.json").write_text(json.dumps(report))
+    else:
+        (run / "evaluation.json").unlink()
+    assert main(["train", "--run-dir", str(run), "--export-dir", str(tmp_path / "models")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{run}/best.keras" in line
+    assert "--debug" not in line
+
+
 @pytest.mark.parametrize("command", ["train", "export"])
 def test_a_damaged_evaluation_is_named(command, finished, tmp_path, capsys):
     run = tmp_path / "run"
