@@ -187,6 +187,11 @@ def trained(
             f"Stopped after epoch {training.checkpoints.epoch}: no better validation robust "
             f"accuracy for {config.early_stopping} epochs"
         )
+    if training.swa and not training.swa.count:
+        say(
+            f"No swa.keras: training ended after epoch {training.checkpoints.epoch}, before "
+            f"--swa-start {config.swa_start}"
+        )
     if training.stopped_by_guard:
         say(f"Stopped in epoch {training.checkpoints.epoch}: catastrophic overfitting")
 

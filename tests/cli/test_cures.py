@@ -43,12 +43,13 @@ def test_a_run_of_one_epoch(options, announced, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("option", ["--early-stopping=1", "--overfitting-guard=stop"])
-def test_the_energies_of_the_epoch_that_a_run_stops_at_are_recorded(
+def test_a_run_that_stops_early_records_its_last_epoch_and_says_what_it_lacks(
     option, tmp_path, monkeypatch, capsys
 ):
     """So few images afford a record of the last of six epochs alone."""
     run = tmp_path / "run"
     options = [option, "--learning-rate=0", "--epochs=6", "--no-export", "--run-dir", str(run)]
+    options += ["--swa-start=6"]
     options += [option for option in TINY if not option.startswith("--energy-images")]
     if "guard" in option:
         # The guard takes the first epoch for a collapse.
@@ -56,8 +57,11 @@ def test_the_energies_of_the_epoch_that_a_run_stops_at_are_recorded(
         rule = "der_tf.training.catastrophic_overfitting.catastrophic_overfitting"
         monkeypatch.setattr(rule, lambda robust, trained: found)
     assert main(["train", *options]) == 0
-    assert "Stopped" in capsys.readouterr().out
     epoch = len(read_metrics(run / "metrics.csv"))
     assert epoch < 6
+    out = capsys.readouterr().out
+    assert "Stopped" in out
+    assert f"No swa.keras: training ended after epoch {epoch}, before --swa-start 6" in out
+    assert not (run / "swa.keras").exists()
     assert [row["epoch"] for row in read_energies(run / "energies.csv")] == [epoch] * 4
     assert [path.name for path in (run / "energies").iterdir()] == [f"epoch-{epoch:04d}.npz"]
