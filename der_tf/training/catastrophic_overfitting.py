@@ -62,9 +62,11 @@ class CatastrophicOverfittingGuard(Alarms):
 
     What follows an alarm: ``"warn"`` nothing but the line; ``"stop"`` the end of ``fit``;
     ``"roll_back"`` the weights, batch statistics and optimizer state of the last robust probe come
-    back, one without a sign and with p >= (1 - drop / 2) r. Data, learning rate and the count of
-    steps go on, so that the random parts of the steps to come are new ones. Where no probe was
-    robust yet, it warns.
+    back, one without a sign and with p >= (1 - drop / 2) r. A short training may collapse before
+    its first probe: until then, the end of an epoch without an alarm is taken for one, with the
+    accuracy of the validation images for p and its largest since the last alarm for r. Data,
+    learning rate and the count of steps go on, so that the random parts of the steps to come are
+    new ones. Where nothing was robust yet, it warns.
 
     With ``"warn"`` and ``"stop"`` the weights are, bit for bit, those of a training without it.
     :attr:`variables` belongs to the checkpoint of a training that is to be taken up again.
@@ -200,7 +202,11 @@ class CatastrophicOverfittingGuard(Alarms):
         reference = max(reference, mean)
         self._mean.assign(mean)
         self._reference.assign(reference)
-        if self._robust_state and not is_sign and robust >= (1 - self._drop / 2) * reference:
+        if not is_sign:
+            self._keep_if_robust(robust, reference)
+
+    def _keep_if_robust(self, robust: float, reference: float) -> None:
+        if self._robust_state and robust >= (1 - self._drop / 2) * reference:
             for kept, variable in zip(self._robust_state, _state(self.model), strict=True):
                 kept.assign(keras.ops.convert_to_numpy(variable))
             self._robust_step.assign(self._step)
@@ -220,6 +226,8 @@ class CatastrophicOverfittingGuard(Alarms):
                 f"{robust[found.before]:.1%}; of training images under the training attack "
                 f"{trained[-1]:.1%}, {then} {trained[found.before]:.1%}"
             )
+        elif self._reference.numpy() < 0:  # no probe yet
+            self._keep_if_robust(robust[-1], robust.max())
 
     def _is_alarm(self, robust: float, trained: float, reference: float, share: float) -> bool:
         if robust >= (1 - self._drop) * min(reference, trained):

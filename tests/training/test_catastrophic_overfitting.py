@@ -178,19 +178,38 @@ def test_a_training_that_stays_robust_raises_no_alarm(digits, tmp_path):
     assert robust_accuracy(model, digits) > 0.4
 
 
-def test_a_collapse_between_probes_is_noticed_at_the_end_of_the_epoch(digits, tmp_path):
+def trained_over_epochs(digits, callbacks, epochs):
+    """Epochs of half the steps before the collapse, without a probe in them."""
     x, y = digits
-    watching = guard(digits, "stop", probe_every=10**6, look_every=10**6, directory=tmp_path)
     model = classifier()
-    history = model.fit(
+    model.fit(
         tf.data.Dataset.from_tensor_slices(digits).batch(64).repeat(),
         validation_data=tf.data.Dataset.from_tensor_slices((x[:256], y[:256])).batch(64),
         steps_per_epoch=SWITCH // 2,
-        epochs=5,
+        epochs=epochs,
         shuffle=False,
         verbose=0,
-        callbacks=[watching],
-    ).history
+        callbacks=callbacks,
+    )
+    return model
+
+
+def test_it_rolls_back_to_the_end_of_an_epoch_where_no_probe_came_before(digits, tmp_path):
+    states = States()
+    rolling = guard(digits, "roll_back", probe_every=10**6, look_every=10**6, directory=tmp_path)
+    model = trained_over_epochs(digits, [states, rolling], epochs=4)
+    (row,) = read_alarms(tmp_path / "alarms.csv")
+    # The collapse begins after the second epoch, and is noticed after the fourth.
+    assert (row["epoch"], row["step"]) == (4, 2 * SWITCH)
+    assert f"back to the weights of step {SWITCH}" in row["message"]
+    kept = [keras.ops.convert_to_numpy(variable) for variable in model.weights]
+    assert_same(kept, states.after[SWITCH][: len(kept)])
+    assert robust_accuracy(model, digits) > 0.3
+
+
+def test_a_collapse_between_probes_is_noticed_at_the_end_of_the_epoch(digits, tmp_path):
+    watching = guard(digits, "stop", probe_every=10**6, look_every=10**6, directory=tmp_path)
+    history = trained_over_epochs(digits, [watching], epochs=5).history.history
     (row,) = read_alarms(tmp_path / "alarms.csv")
     # Robustness is gone after epoch 3. The mean of training over that epoch does not tell yet.
     assert row["epoch"] == 4
