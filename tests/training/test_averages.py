@@ -100,8 +100,8 @@ def training(path, signals, kind=run.Training, **given):
     config = resolve({**options, **given})
     path.mkdir(exist_ok=True)
     dataset = run.load_data(config)
-    strategy = tf.distribute.get_strategy()
-    return kind(config, RunDirectory(path), dataset, strategy, signals, checkpoint_minutes=0)
+    model = run.build(config, dataset, tf.distribute.get_strategy())
+    return kind(config, RunDirectory(path), dataset, model, signals, checkpoint_minutes=0)
 
 
 def networks(path):
