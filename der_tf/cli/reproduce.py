@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -166,7 +167,9 @@ def _result(run: Run, scale: Scale, signals: Signals) -> dict[str, Any]:
     keras.backend.clear_session()
     command = ["train", *arguments(run.row.options), f"--seed={run.seed}"]
     try:
-        with run.directory.held():
+        with contextlib.ExitStack() as held:
+            with preparing():
+                held.enter_context(run.directory.held())
             dataset, model = prepared(run.config, run.directory.last.exists())
             trained(
                 run.config,

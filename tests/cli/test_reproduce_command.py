@@ -5,9 +5,10 @@ import json
 import pytest
 
 from der_tf.cli import main
+from der_tf.cli.console import UsageError
 from der_tf.cli.reproduce import run_experiment
 from der_tf.reproduce.experiments import Experiment, Scale
-from der_tf.reproduce.results import write_report
+from der_tf.reproduce.results import planned, write_report
 
 TINY = {
     "limit_train": 96,
@@ -102,6 +103,13 @@ def test_a_damaged_result_is_named(content, tmp_path, capsys):
     assert main(["reproduce", "catastrophic-overfitting", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{path} is no result (" in line
+
+
+def test_a_run_that_another_process_trains_is_refused(tmp_path):
+    (row,) = EXPERIMENT.rows(SCALE, ["swa-26"])
+    run = planned(row, 0, tmp_path)
+    with run.directory.held(), pytest.raises(UsageError, match="another process is training in"):
+        reproduced(tmp_path, 1, ["swa-26"])
 
 
 def test_only_folders_of_seeds_are_runs(tmp_path):
