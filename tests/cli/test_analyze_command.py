@@ -85,7 +85,9 @@ def test_numbers_in_the_table_are_those_of_the_files(analyzed):
             assert cells[f"validation {name}, {which} epoch"] == 2 * [expected]
     report = json.loads((analyzed / "run" / "evaluation.json").read_text())
     assert cells["images"] == 2 * [f"{report['images']:,}"]
-    for name, result in (("clean", report["natural"]), ("pgd-3", report["attacks"]["pgd"])):
+    pgd = report["attacks"]["pgd"]
+    steps = pgd["config"]["steps"]
+    for name, result in (("clean", report["natural"]), (f"pgd-{steps}", pgd)):
         assert cells[name][0].startswith(f"{100 * result['accuracy']:.2f} % (")
     # Configuration: what is always told, and what differs.
     assert cells["der weight"] == ["30.0", "2.5"]
