@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from own_process import measured_by
+from own_process import measured_each
 from pages import fill
 
 from der_tf.files import write_text
@@ -177,15 +175,9 @@ def measure(width: int, batch_size: int, threads: int, rounds: int) -> dict[str,
 
 def run(options: argparse.Namespace) -> dict:
     """Each thread count measured, and kept."""
-    runs = []
-    for threads in options.threads:
-        command = [sys.executable, __file__, "--json", "--threads", str(threads)]
-        for name in ("width", "batch_size", "rounds"):
-            command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-        runs.append(measured_by(command))
+    variants = [{"threads": threads} for threads in options.threads]
+    results = measured_each(__file__, options, ("width", "batch_size", "rounds"), variants)
     RESULTS.parent.mkdir(exist_ok=True)
-    settings = {name: getattr(options, name) for name in ("width", "batch_size", "rounds")}
-    results = {"machine": {"cores": os.cpu_count()}, **settings, "runs": runs}
     write_text(RESULTS, json.dumps(results, indent=1) + "\n")
     return results
 

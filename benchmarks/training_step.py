@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 import time
 from pathlib import Path
 
-from own_process import measured_by
+from own_process import measured_each
 from pages import fill
 
 from der_tf.files import write_text
@@ -103,17 +101,13 @@ def measure(width: int, threads: int, rounds: int, steps: int, batch_size: int) 
 
 def run(options: argparse.Namespace) -> dict:
     """Each width and thread count measured, and kept."""
-    runs = []
-    for width in options.widths:
-        for threads in options.threads:
-            command = [sys.executable, __file__, "--json", "--widths", str(width)]
-            for name in ("rounds", "steps", "batch_size"):
-                command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-            command += ["--threads", str(threads)]
-            runs.append(measured_by(command))
+    variants = [
+        {"widths": width, "threads": threads}
+        for width in options.widths
+        for threads in options.threads
+    ]
+    results = measured_each(__file__, options, ("rounds", "steps", "batch_size"), variants)
     RESULTS.parent.mkdir(exist_ok=True)
-    settings = {name: getattr(options, name) for name in ("rounds", "steps", "batch_size")}
-    results = {"machine": {"cores": os.cpu_count()}, **settings, "runs": runs}
     write_text(RESULTS, json.dumps(results, indent=1) + "\n")
     return results
 

@@ -107,7 +107,7 @@ class Run:
         rows = self._of_training(attack)
         if not rows:
             return None
-        epochs = np.array([row["step"] / _steps_per_epoch(rows) for row in rows])
+        epochs = np.array([row["step"] for row in rows]) / _steps_per_epoch(rows)
         return epochs, np.array([row[column] for row in rows])
 
     @property
@@ -128,12 +128,14 @@ class Run:
     def _ends(self) -> dict[int, dict[str, Any]]:
         """The records at the ends of epochs under the training attack, by epoch."""
         rows = self._of_training("training")
+        if not rows:
+            return {}
+        last, steps = self.epochs[-1], _steps_per_epoch(rows)
         return {
             row["epoch"]: row
             for row in rows
             # That of the last epoch is written at its end alone, which may have come early.
-            if row["epoch"] == self.epochs[-1]
-            or row["step"] == round(row["epoch"] * _steps_per_epoch(rows))
+            if row["epoch"] == last or row["step"] == round(row["epoch"] * steps)
         }
 
     def collapse(self) -> Collapse | None:

@@ -174,7 +174,7 @@ class Checkpoints:
 def _named(directory: Path) -> list[str]:
     """Path prefixes of the states that the file ``checkpoint`` names, the latest first.
 
-    None where it is missing, cannot be read, or names none that is there.
+    Empty where it is missing, cannot be read, or names none that is there.
     """
     try:
         found = tf.train.get_checkpoint_state(str(directory))

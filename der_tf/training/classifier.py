@@ -20,6 +20,7 @@ from der_tf.regularizers import Regularizer
 from der_tf.training import inputs
 from der_tf.training.batch import TrainingBatch
 from der_tf.training.optimizers import unwrapped
+from der_tf.training.replicas import is_multi_worker, mean_over_replicas, share_of
 from der_tf.training.weight_perturbation import weights_read_as, worst_weights
 
 
@@ -169,7 +170,7 @@ class RobustClassifier(keras.Model):
                 for regularizer in self.regularizers:
                     losses += regularizer(batch)
                 layer_losses = self.losses
-                loss = _mean_over_replicas(losses, sample_weight) + _share_of(layer_losses)
+                loss = mean_over_replicas(losses, sample_weight) + share_of(layer_losses)
                 scaled = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, read)
         del tape
@@ -304,7 +305,7 @@ class RobustClassifier(keras.Model):
             natural = network(batch.x) if self.objective.needs_natural else None
             losses = self.objective(batch.y, natural, network(batch.adversarial))
             # In float16, small gradients vanish without the scale; the direction is the same.
-            scaled = self.optimizer.scale_loss(_mean_over_replicas(losses, sample_weight))
+            scaled = self.optimizer.scale_loss(mean_over_replicas(losses, sample_weight))
         gradients = tape.gradient(scaled, weights)
         gamma = tf.where(self.optimizer.iterations >= self.awp_warmup_steps, self.awp_gamma, 0.0)
         return worst_weights(weights, gradients, gamma)
@@ -354,7 +355,7 @@ class RobustClassifier(keras.Model):
         if natural is not None and self._user_metrics():
             self._compile_metrics.update_state(y, natural, sample_weight)
         results = self.get_metrics_result()
-        if _is_multi_worker(self.distribute_strategy):
+        if is_multi_worker(self.distribute_strategy):
             # Keras averages over the 0th dimension of each worker's results there.
             results = {name: tf.reshape(value, [1]) for name, value in results.items()}
         return results
@@ -378,31 +379,5 @@ def _check_kinds(
         )
 
 
-def _is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
-    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-
-
 def _correct(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), y), tf.float32)
-
-
-def _share_of(layer_losses: list[tf.Tensor]) -> tf.Tensor | float:
-    """Losses of layers (kernel regularizers and such); each replica adds its share."""
-    if not layer_losses:
-        return 0.0
-    return tf.add_n(layer_losses) / tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def _mean_over_replicas(losses: tf.Tensor, sample_weight: tf.Tensor | None) -> tf.Tensor:
-    """This replica's share of the mean over the global batch.
-
-    Keras sums gradients over replicas. Dividing by the global count, not by the local one and the
-    number of replicas, keeps an uneven last batch exact.
-    """
-    if sample_weight is not None:
-        losses *= tf.cast(tf.reshape(sample_weight, [-1]), losses.dtype)
-    count = tf.cast(tf.shape(losses)[0], losses.dtype)
-    context = tf.distribute.get_replica_context()
-    if context.num_replicas_in_sync > 1:
-        count = context.all_reduce(tf.distribute.ReduceOp.SUM, count)
-    return tf.reduce_sum(losses) / count
