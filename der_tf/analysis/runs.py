@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from der_tf import data
+from der_tf.evaluation.report import describe
 from der_tf.files import read_arrays
 from der_tf.overfitting import (
     ABOVE_CHANCE,
@@ -47,7 +48,8 @@ class Tested:
 
     Attributes:
         images: of the test set.
-        accuracies: with the ends of their intervals, ``"clean"`` and by the names of attacks.
+        accuracies: with the ends of their intervals, ``"clean"`` and by what
+            :func:`~der_tf.evaluation.report.describe` calls the attacks.
     """
 
     images: int
@@ -284,12 +286,8 @@ def _tested(directory: RunDirectory) -> Tested | None:
         accuracies = {}
         for name, result in {"clean": report["natural"], **report["attacks"]}.items():
             low, high = result["interval"]
-            steps = result.get("config", {}).get("steps")
-            accuracies[f"{name}-{steps}" if steps else name] = (
-                float(result["accuracy"]),
-                float(low),
-                float(high),
-            )
+            title = describe(name, result.get("config", {}))
+            accuracies[title] = (float(result["accuracy"]), float(low), float(high))
         return Tested(images=int(report["images"]), accuracies=accuracies)
     except KeyError as error:
         raise ValueError(f"{path} cannot be read: it has no {error}") from None

@@ -77,7 +77,7 @@ def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     for name, result in report["attacks"].items():
         found.append(
             (
-                _describe(name, result["config"]),
+                describe(name, result["config"]),
                 *_accuracy(result),
                 f"{result['delta_marginal_energy']:+.3f}",
                 f"{result['delta_joint_energy']:+.3f}",
@@ -97,7 +97,7 @@ def defense_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     found = [("natural", _accuracy(report["natural"])[0], *[natural] * len(VIEWS))]
     for name, result in report["attacks"].items():
         cells = [_accuracy(view["attacks"][name])[0] for view in views]
-        found.append((_describe(name, result["config"]), *cells))
+        found.append((describe(name, result["config"]), *cells))
     found.append(("worst case", *(_accuracy(view["worst_case"])[0] for view in views)))
     return found
 
@@ -135,7 +135,7 @@ def _accuracy(result: dict[str, Any]) -> tuple[str, str]:
     return f"{100 * result['accuracy']:.2f} %", f"{100 * low:.2f} – {100 * high:.2f} %"
 
 
-def _describe(name: str, config: dict[str, Any]) -> str:
+def describe(name: str, config: dict[str, Any]) -> str:
     """The field's short form: pgd-50-10 is PGD of 50 steps and 10 restarts."""
     if "epsilon" not in config:
         return name

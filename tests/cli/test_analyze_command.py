@@ -86,8 +86,8 @@ def test_numbers_in_the_table_are_those_of_the_files(analyzed):
     report = json.loads((analyzed / "run" / "evaluation.json").read_text())
     assert cells["images"] == 2 * [f"{report['images']:,}"]
     pgd = report["attacks"]["pgd"]
-    steps = pgd["config"]["steps"]
-    for name, result in (("clean", report["natural"]), (f"pgd-{steps}", pgd)):
+    called = f"pgd-{pgd['config']['steps']} (linf 0.1)"
+    for name, result in (("clean", report["natural"]), (called, pgd)):
         assert cells[name][0].startswith(f"{100 * result['accuracy']:.2f} % (")
     # Configuration: what is always told, and what differs.
     assert cells["der weight"] == ["30.0", "2.5"]
