@@ -39,6 +39,11 @@ class Regularizer(Configurable):
     """Base of the regularizers."""
 
     @property
+    def interval(self) -> int:
+        """Its gradient is taken on one optimizer step in so many, with so many times its weight."""
+        return 1
+
+    @property
     def reads_start(self) -> bool:
         """Whether the logits at the attack's start are read."""
         return False
@@ -86,9 +91,13 @@ class DeltaEnergy(Regularizer):
         reference_gradient: whether gradients flow through the reference pass too. Default True.
         warmup_steps: the weight rises linearly from 0 over this many optimizer steps. Default 0:
             constant.
+        interval: the gradient of the penalty is taken on one optimizer step in so many, with so
+            many times the weight (lazy regularization, Karras et al., arXiv 1912.04958, section
+            4.1). The steps between go back through the pass of x* alone: with the reference
+            ``"start"`` they cost what the attack costs without DER. Default 1: on every step.
 
     Raises:
-        ValueError: for an unknown penalty or reference, or a negative weight.
+        ValueError: for an unknown penalty or reference, a negative weight, or an interval below 1.
     """
 
     weight: float = dataclasses.field(kw_only=False)
@@ -98,10 +107,12 @@ class DeltaEnergy(Regularizer):
     reference: str = "start"
     reference_gradient: bool = True
     warmup_steps: int = 0
+    interval: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_not_negative("weight", "marginal", "joint", "warmup_steps")
+        self._require_count("interval")
         for name, accepted in (("penalty", PENALTIES), ("reference", REFERENCES)):
             value = getattr(self, name)
             if value not in accepted:

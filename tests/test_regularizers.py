@@ -210,6 +210,7 @@ def test_start_needs_an_attack_that_has_one(data):
     ("config", "message"),
     [
         ({"weight": -1.0}, "weight is a finite number >= 0; received -1"),
+        ({"weight": 1.0, "interval": 0}, "interval is an integer >= 1; received 0"),
         ({"weight": 1.0, "penalty": "cubed"}, "penalty is one of squared.*received 'cubed'"),
         ({"weight": 1.0, "reference": "noise"}, "natural, start, interior, path; received 'noise'"),
     ],

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from der_tf.cli.console import NotNegative, Share, flag, option
+from der_tf.cli.console import Count, NotNegative, Share, flag, option
 
 _LOSS = Group("Outer loss and regularizers", sort_key=3)
 
@@ -73,6 +73,14 @@ class LossOptions:
             _LOSS,
             "Epochs over which the weight of DER rises from 0. Default: 0, where the default "
             "weight is 100 as many as see 40,000 images, at most half of all.",
+        ),
+    ] = None
+    der_interval: Annotated[
+        Count | None,
+        option(
+            _LOSS,
+            "Take DER's gradient on one step in so many, with so many times the weight. "
+            "Default: 1, on every step.",
         ),
     ] = None
 

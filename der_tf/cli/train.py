@@ -218,9 +218,10 @@ def _announce(training: Training, directory: RunDirectory) -> None:
     )
     cures = ["no DER"]
     if config.der_weight:
+        lazy = f", on one step in {config.der_interval}" if config.der_interval > 1 else ""
         cures = [
             f"DER {config.der_weight:g} ({config.der_penalty}, marginal {config.der_marginal:g}, "
-            f"joint {config.der_joint:g}, reference {config.der_reference})"
+            f"joint {config.der_joint:g}, reference {config.der_reference}{lazy})"
         ]
     if config.grad_align_weight:
         cures.append(f"GradAlign {config.grad_align_weight:g}")

@@ -185,6 +185,9 @@ def _ablation(epochs: int) -> dict[str, Options]:
         "interior": {"der_reference": "interior"},
         "path": {"der_reference": "path"},
         "warm-up": {"der_warmup_epochs": epochs / 2},
+        # Half as many passes more, or a quarter.
+        "interval-2": {"der_interval": 2},
+        "interval-4": {"der_interval": 4},
         # No pass more than the attack's own.
         "free": {"der_detached": True},
     }

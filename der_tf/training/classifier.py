@@ -18,6 +18,7 @@ from der_tf.attacks.gradient import FGSM, PGD, GradientAttack
 from der_tf.objectives import Objective
 from der_tf.regularizers import Regularizer
 from der_tf.training import inputs
+from der_tf.training import lazy as lazily
 from der_tf.training.batch import TrainingBatch
 from der_tf.training.optimizers import unwrapped
 from der_tf.training.replicas import is_multi_worker, mean_over_replicas, share_of
@@ -92,6 +93,7 @@ class RobustClassifier(keras.Model):
         self.attack = attacks.get(attack) if isinstance(attack, str) else attack
         self.objective = objectives.get(objective) if isinstance(objective, str) else objective
         self.regularizers = tuple(regularizers)
+        self._interval = lazily.interval_of(self.regularizers)
         if isinstance(evaluation_attack, str):
             evaluation_attack = attacks.get(evaluation_attack)
         if evaluation_attack is None:
@@ -158,7 +160,7 @@ class RobustClassifier(keras.Model):
             if self.awp_gamma:
                 read = self._worst_weights(batch, sample_weight)
                 perturbed.enter_context(weights_read_as(self.network, weights, read))
-            with tf.GradientTape(persistent=shares_start) as tape:
+            with tf.GradientTape(persistent=shares_start or self._interval > 1) as tape:
                 if self.awp_gamma:
                     tape.watch(read)
                 if shares_gradient:
@@ -167,12 +169,19 @@ class RobustClassifier(keras.Model):
                     batch.run_attack_on(tape)
                 natural = batch.natural_logits if self._needs_natural() else None
                 losses = self.objective(y, natural, batch.adversarial_logits)
-                for regularizer in self.regularizers:
-                    losses += regularizer(batch)
+                losses, lazy = lazily.penalties_of(self.regularizers, batch, losses)
                 layer_losses = self.losses
-                loss = mean_over_replicas(losses, sample_weight) + share_of(layer_losses)
-                scaled = self.optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, read)
+                scaled = self._scaled(losses, sample_weight, layer_losses)
+                if lazy is not None:
+                    scaled_between = scaled
+                    due_losses = losses + self._interval * lazy
+                    scaled = self._scaled(due_losses, sample_weight, layer_losses)
+                    losses += lazy  # what is shown: the mean over the steps
+        if lazy is None:
+            gradients = tape.gradient(scaled, read)
+        else:
+            due = tf.equal(self.optimizer.iterations % self._interval, 0)
+            gradients = lazily.gradients(tape, due, scaled, scaled_between, read)
         del tape
         self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
 
@@ -309,6 +318,10 @@ class RobustClassifier(keras.Model):
         gradients = tape.gradient(scaled, weights)
         gamma = tf.where(self.optimizer.iterations >= self.awp_warmup_steps, self.awp_gamma, 0.0)
         return worst_weights(weights, gradients, gamma)
+
+    def _scaled(self, losses: tf.Tensor, sample_weight: Any, layer_losses: Any) -> tf.Tensor:
+        loss = mean_over_replicas(losses, sample_weight) + share_of(layer_losses)
+        return self.optimizer.scale_loss(loss)
 
     def _user_metrics(self) -> bool:
         return self._compile_metrics is not None

@@ -49,6 +49,7 @@ class Configuration:
     der_reference: str = "start"
     der_detached: bool = False
     der_warmup_epochs: float = 0.0
+    der_interval: int = 1
     grad_align_weight: float = 0.0
     grad_align_full_gradient: bool = False
     aaer_weight: float = 0.0
@@ -332,8 +333,9 @@ def _unread(filled: Mapping[str, Any]) -> dict[str, str]:
             f"belongs to --schedule piecewise, this run's is {filled['schedule']}"
         )
     if not filled.get("der_weight", Configuration.der_weight):
-        for name in ("marginal", "joint", "penalty", "reference", "detached", "warmup_epochs"):
-            unread[f"der_{name}"] = "belongs to DER, which is off in this run (--der-weight is 0)"
+        for field in dataclasses.fields(Configuration):
+            if field.name.startswith("der_") and field.name != "der_weight":
+                unread[field.name] = "belongs to DER, which is off in this run (--der-weight is 0)"
     if not filled.get("grad_align_weight"):
         unread["grad_align_full_gradient"] = (
             "belongs to GradAlign, which is off in this run (--grad-align-weight is 0)"

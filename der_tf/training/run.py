@@ -87,6 +87,7 @@ def regularizers(config: Configuration, steps_per_epoch: int) -> list[Regularize
                 reference=config.der_reference,
                 reference_gradient=not config.der_detached,
                 warmup_steps=round(config.der_warmup_epochs * steps_per_epoch),
+                interval=config.der_interval,
             )
         )
     if config.grad_align_weight:

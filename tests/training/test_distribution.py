@@ -19,8 +19,13 @@ from tests.training.small_classifiers import assert_same_weights, compiled, fit,
 
 @pytest.mark.parametrize(
     "regularizers",
-    [(), (DeltaEnergy(5.0, reference="natural"),), (DeltaEnergy(5.0, reference="start"),)],
-    ids=["plain", "der", "der_start"],
+    [
+        (),
+        (DeltaEnergy(5.0, reference="natural"),),
+        (DeltaEnergy(5.0, reference="start"),),
+        (DeltaEnergy(5.0, reference="start", interval=2),),
+    ],
+    ids=["plain", "der", "der_start", "lazy_der_start"],
 )
 def test_two_replicas_train_like_one(regularizers, digits, two_replicas):
     """5 steps of 64, the last one of 19 images: 10 on one replica and 9 on the other."""

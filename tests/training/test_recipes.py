@@ -104,9 +104,11 @@ def test_the_heavier_weight_is_warmed_up_over_so_many_images(given, epochs):
 
 
 def test_der_of_a_run_is_what_its_options_say():
-    config = cifar(attack="pgd", der_weight=2.0, der_penalty="huber", der_warmup_epochs=1.5)
+    given = {"der_weight": 2.0, "der_penalty": "huber", "der_warmup_epochs": 1.5}
+    config = cifar(attack="pgd", der_reference="start", der_interval=3, **given)
     (regularizer,) = run.regularizers(config, steps_per_epoch=10)
-    assert (regularizer.weight, regularizer.penalty, regularizer.warmup_steps) == (2, "huber", 15)
+    expected = {"penalty": "huber", "reference": "start", "warmup_steps": 15, "interval": 3}
+    assert regularizer == DeltaEnergy(2.0, **expected)
 
 
 def test_der_turned_on_by_its_weight_alone_has_the_form_that_suits_the_attack():
