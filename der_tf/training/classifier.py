@@ -243,13 +243,13 @@ class RobustClassifier(keras.Model):
         return cls(**config)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        # Keras finds the input shape by averaging a batch over the replicas, which fails where
-        # these have different numbers of images, and across workers. Those of one say as much.
+        # Keras finds the input shape by averaging a first batch over the replicas, which fails
+        # where these have different numbers of images, and across workers; and the iterator that
+        # it then drops may still prefetch, which TensorFlow 2.21 answers with a segmentation
+        # fault now and then. The specification of the data says as much.
         if iterator is not None and self._distribute_strategy is not None:
-            _, _, batches = next(iter(iterator))
-            local = self.distribute_strategy.experimental_local_results
-            data_batch = tf.nest.map_structure(lambda value: local(value)[0], next(batches))
-            iterator = None
+            specification = iterator._get_iterator().element_spec
+            data_batch, iterator = tf.nest.map_structure(_of_one_replica, specification), None
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
     def _unpack(self, data: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
@@ -390,6 +390,11 @@ def _check_kinds(
         raise ValueError(
             f"regularizers is a list of such as DeltaEnergy(10.0); received {regularizers!r}"
         )
+
+
+def _of_one_replica(spec: Any) -> tf.TensorSpec:
+    """A specification of per-replica tensors as that of the first replica's."""
+    return getattr(spec, "_value_specs", (spec,))[0]
 
 
 def _correct(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

@@ -75,6 +75,24 @@ def test_a_network_that_is_not_built_is_built_by_fit(attack, replicas, digits, t
     assert model.evaluate(x, y, verbose=0, return_dict=True)["loss"] < first
 
 
+def test_replicas_read_the_data_once(digits, two_replicas):
+    """Keras draws a first batch to see its shape; dropping that iterator can crash TensorFlow."""
+    begun = []
+
+    def images():
+        begun.append(len(begun))
+        yield from zip(digits[0][:40], digits[1][:40], strict=True)
+
+    signature = (tf.TensorSpec((8, 8, 1), tf.float32), tf.TensorSpec((), tf.int32))
+    dataset = tf.data.Dataset.from_generator(images, output_signature=signature).batch(16)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(3))
+    with two_replicas().scope():
+        network = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
+        model = compiled(network, "fgsm")
+    model.evaluate(dataset, verbose=0)
+    assert begun == [0]
+
+
 def test_two_workers_train_like_one_process(tmp_path):
     """MultiWorkerMirroredStrategy through TF_CONFIG: two processes on loopback."""
     job = Path(__file__).with_name("worker_job.py")
