@@ -94,7 +94,7 @@ class DeltaEnergy(Regularizer):
         interval: the gradient of the penalty is taken on one optimizer step in so many, with so
             many times the weight (lazy regularization, Karras et al., arXiv 1912.04958, section
             4.1). The steps between go back through the pass of x* alone: with the reference
-            ``"start"`` they cost what the attack costs without DER. Default 1: on every step.
+            ``"start"`` these are the passes of the attack without DER. Default 1: on every step.
 
     Raises:
         ValueError: for an unknown penalty or reference, a negative weight, or an interval below 1.
