@@ -21,7 +21,7 @@ from der_tf.training import inputs
 from der_tf.training import lazy as lazily
 from der_tf.training.batch import TrainingBatch
 from der_tf.training.optimizers import unwrapped
-from der_tf.training.replicas import is_multi_worker, mean_over_replicas, share_of
+from der_tf.training.replicas import is_multi_worker, mean_over_replicas, of_one_replica, share_of
 from der_tf.training.weight_perturbation import weights_read_as, worst_weights
 
 
@@ -249,7 +249,7 @@ class RobustClassifier(keras.Model):
         # fault now and then. The specification of the data says as much.
         if iterator is not None and self._distribute_strategy is not None:
             specification = iterator._get_iterator().element_spec
-            data_batch, iterator = tf.nest.map_structure(_of_one_replica, specification), None
+            data_batch, iterator = tf.nest.map_structure(of_one_replica, specification), None
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
     def _unpack(self, data: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
@@ -390,11 +390,6 @@ def _check_kinds(
         raise ValueError(
             f"regularizers is a list of such as DeltaEnergy(10.0); received {regularizers!r}"
         )
-
-
-def _of_one_replica(spec: Any) -> tf.TensorSpec:
-    """A specification of per-replica tensors as that of the first replica's."""
-    return getattr(spec, "_value_specs", (spec,))[0]
 
 
 def _correct(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

@@ -1,6 +1,8 @@
-"""What each replica contributes to the loss of a global batch."""
+"""What each replica sees of a global batch, and contributes to its loss."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import tensorflow as tf
 
@@ -8,6 +10,11 @@ import tensorflow as tf
 def is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
     """Whether replicas are in processes of their own, of which Keras asks for other results."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def of_one_replica(spec: Any) -> tf.TensorSpec:
+    """A specification of per-replica tensors as that of the first replica's."""
+    return getattr(spec, "_value_specs", (spec,))[0]
 
 
 def share_of(layer_losses: list[tf.Tensor]) -> tf.Tensor | float:
